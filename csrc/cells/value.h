@@ -1,0 +1,48 @@
+// What a cell may assume of its value type V: arithmetic, comparison with ?:, and the three names below.
+// float and double are values as they are; csrc/cpu/simd.h adds SIMD vectors.
+#pragma once
+
+#include <cstdint>
+
+// Every translation unit compiles cells and kernels into a namespace of its own (avx2, avx512, ...), so
+// that the linker never merges code for different instruction sets.
+#ifndef LSTM_FUSED_TARGET
+#define LSTM_FUSED_TARGET host
+#endif
+
+#ifdef __CUDACC__
+#define LSTM_FUSED_INLINE __host__ __device__ __forceinline__
+#else
+#define LSTM_FUSED_INLINE [[gnu::always_inline]] inline
+#endif
+
+namespace lstm_fused::LSTM_FUSED_TARGET {
+
+template <class V>
+struct ValueTraits;
+
+template <>
+struct ValueTraits<float> {
+  using element = float;
+  using integer = std::uint32_t;
+};
+
+template <>
+struct ValueTraits<double> {
+  using element = double;
+  using integer = std::uint64_t;
+};
+
+template <class V>
+using element_t = typename ValueTraits<V>::element;
+
+// Unsigned integers of the same width as the elements of V, as many as V has.
+template <class V>
+using integer_t = typename ValueTraits<V>::integer;
+
+template <class V>
+LSTM_FUSED_INLINE V broadcast(element_t<V> x) {
+  return V{} + x;
+}
+
+}  // namespace lstm_fused::LSTM_FUSED_TARGET

@@ -1,0 +1,134 @@
+#include "checks.h"
+
+#include <c10/util/Exception.h>
+
+#include "cells/all_cells.h"
+
+namespace lstm_fused {
+
+namespace {
+
+const char* const weight_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
+
+std::string weight_name(int index, int per_direction) {
+  const int within = index % per_direction;
+  const bool is_projection = per_direction % 2 == 1 && within == per_direction - 1;
+  return std::string("weights[") + std::to_string(index) + "] (" + (is_projection ? "w_hr" : weight_names[within]) + ")";
+}
+
+void check_like_input(const std::string& name, const at::Tensor& tensor, const at::Tensor& input) {
+  TORCH_CHECK(tensor.defined(), name, ": expected a tensor, got none");
+  TORCH_CHECK(tensor.device() == input.device(), name, ": expected device ", input.device(), " as input's, got ",
+              tensor.device());
+  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, ": expected dtype ", input.scalar_type(),
+              " as input's, got ", tensor.scalar_type());
+}
+
+void check_sizes(const std::string& name, const at::Tensor& tensor, at::IntArrayRef expected, const char* meaning) {
+  TORCH_CHECK(tensor.sizes() == expected, name, ": expected shape ", expected, " ", meaning, ", got ", tensor.sizes());
+}
+
+void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, LayerShape& shape) {
+  TORCH_CHECK(batch_sizes.device().is_cpu(), "batch_sizes: expected a CPU tensor, got one on ", batch_sizes.device());
+  TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "batch_sizes: expected dtype Long, got ", batch_sizes.scalar_type());
+  TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.size(0) > 0 && batch_sizes.is_contiguous(),
+              "batch_sizes: expected a contiguous tensor [T] with T > 0, got ", batch_sizes.sizes());
+  TORCH_CHECK(input.dim() == 2, "input: expected packed data [N, I] beside batch_sizes, got ", input.sizes());
+  shape.T = batch_sizes.size(0);
+  shape.batch_sizes = batch_sizes.const_data_ptr<std::int64_t>();
+  shape.B = shape.batch_sizes[0];
+  shape.offsets.resize(shape.T);
+  for (std::int64_t t = 0; t < shape.T; ++t) {
+    const std::int64_t size = shape.batch_sizes[t], limit = t ? shape.batch_sizes[t - 1] : input.size(0);
+    TORCH_CHECK(size > 0 && size <= limit, "batch_sizes: expected values that are positive, do not increase and sum to ",
+                input.size(0), ", got ", size, " at step ", t, t ? " after " : " of ", limit);
+    shape.offsets[t] = shape.N;
+    shape.N += size;
+  }
+  TORCH_CHECK(shape.N == input.size(0), "batch_sizes: expected a sum of ", input.size(0), " as input has rows, got ",
+              shape.N);
+}
+
+void check_weights(const at::Tensor& input, at::TensorList weights, LayerShape& shape) {
+  const int count = static_cast<int>(weights.size());
+  const int per_direction = count / shape.D;
+  const int most = shape.states == 2 ? 5 : 4;
+  TORCH_CHECK(count % shape.D == 0 && per_direction >= 2 && per_direction <= most &&
+                  (per_direction != 3 || shape.states == 2),
+              "weights: expected per direction w_ih, w_hh", shape.states == 2 ? ", (b_ih, b_hh), (w_hr)" : ", (b_ih, b_hh)",
+              ", got ", count, " tensors for ", shape.D, " direction(s)");
+  shape.bias = per_direction >= 4;
+  shape.projected = per_direction % 2 == 1;
+  for (int i = 0; i < count; ++i) check_like_input(weight_name(i, per_direction), weights[i], input);
+  const at::Tensor& w_hh = weights[1];
+  TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) % shape.G == 0 && w_hh.size(1) > 0 && w_hh.size(0) > 0,
+              weight_name(1, per_direction), ": expected shape [", shape.G, "*H, P], got ", w_hh.sizes());
+  shape.H = w_hh.size(0) / shape.G;
+  shape.P = w_hh.size(1);
+  TORCH_CHECK(shape.projected || shape.P == shape.H, weight_name(1, per_direction), ": expected shape [", shape.G,
+              "*H, H] without a projection, got ", w_hh.sizes());
+  shape.I = input.size(-1);
+  for (int i = 0; i < count; ++i) {
+    const std::string name = weight_name(i, per_direction);
+    const int within = i % per_direction;
+    if (within == 0) check_sizes(name, weights[i], {shape.G * shape.H, shape.I}, "(G*H, I)");
+    else if (within == 1) check_sizes(name, weights[i], {shape.G * shape.H, shape.P}, "(G*H, P)");
+    else if (shape.projected && within == per_direction - 1) check_sizes(name, weights[i], {shape.P, shape.H}, "(P, H)");
+    else check_sizes(name, weights[i], {shape.G * shape.H}, "(G*H)");
+  }
+}
+
+}  // namespace
+
+std::vector<std::int64_t> LayerShape::output_sizes() const {
+  if (batch_sizes) return {N, D * P};
+  return {T, B, D * P};
+}
+
+LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                       const std::optional<at::Tensor>& batch_sizes, bool bidirectional) {
+  LayerShape shape;
+  shape.cell = cell;
+  shape.D = bidirectional ? 2 : 1;
+  const bool known = host::with_cell(cell, [&](auto c) {
+    shape.G = c.gates;
+    shape.S = c.saved;
+    shape.states = c.carries_cell ? 2 : 1;
+  });
+  TORCH_CHECK(known, "cell: expected lstm or gru, got '", cell, "'");
+  TORCH_CHECK(input.layout() == at::kStrided, "input: expected a dense tensor, got layout ", input.layout());
+  const at::ScalarType dtype = input.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+              "input: expected dtype Float, Double, BFloat16 or Half, got ", dtype);
+  if (batch_sizes.has_value() && batch_sizes->defined()) {
+    check_batch_sizes(*batch_sizes, input, shape);
+  } else {
+    TORCH_CHECK(input.dim() == 3, "input: expected shape [T, B, I], got ", input.sizes());
+    shape.T = input.size(0);
+    shape.B = input.size(1);
+    shape.N = shape.T * shape.B;
+    TORCH_CHECK(shape.T > 0, "input: expected T > 0 time steps, got ", input.sizes());
+  }
+  check_weights(input, weights, shape);
+  TORCH_CHECK(states.empty() || static_cast<int>(states.size()) == shape.states, "states: expected ", shape.states,
+              " tensors or none, got ", states.size());
+  const char* const state_names[] = {"states[0] (h0)", "states[1] (c0)"};
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    check_like_input(state_names[i], states[i], input);
+    check_sizes(state_names[i], states[i], {shape.D, shape.B, i == 0 ? shape.P : shape.H}, i == 0 ? "(D, B, P)" : "(D, B, H)");
+  }
+  return shape;
+}
+
+DirectionWeights direction_weights(const LayerShape& shape, at::TensorList weights, int direction) {
+  const int first = direction * shape.weights_per_direction();
+  DirectionWeights w{weights[first], weights[first + 1], {}, {}, {}};
+  if (shape.bias) {
+    w.b_ih = weights[first + 2];
+    w.b_hh = weights[first + 3];
+  }
+  if (shape.projected) w.w_hr = weights[first + shape.weights_per_direction() - 1];
+  return w;
+}
+
+}  // namespace lstm_fused

@@ -1,0 +1,40 @@
+// A layer's arguments, checked and named. Every error says which argument, what was expected and what came.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace lstm_fused {
+
+// The weights of one direction; undefined tensors where the layer has none.
+struct DirectionWeights {
+  at::Tensor w_ih;        // [G*H, I]
+  at::Tensor w_hh;        // [G*H, P]
+  at::Tensor b_ih, b_hh;  // [G*H]
+  at::Tensor w_hr;        // [P, H]
+};
+
+struct LayerShape {
+  std::string cell;
+  std::int64_t T = 0, B = 0, I = 0, H = 0, P = 0;
+  std::int64_t N = 0;             // data rows: T*B, or the sum of batch_sizes
+  int D = 1, G = 0, S = 0;        // directions, gates, values saved per unit
+  int states = 0;                 // 2 where a cell state travels beside h
+  bool bias = false, projected = false;
+  const std::int64_t* batch_sizes = nullptr;  // [T], owned by the caller's tensor
+  std::vector<std::int64_t> offsets;          // [T] for packed data, else empty
+
+  int weights_per_direction() const { return 2 + (bias ? 2 : 0) + (projected ? 1 : 0); }
+  std::vector<std::int64_t> output_sizes() const;  // [T, B, D*P], or [N, D*P] for packed data
+};
+
+LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                       const std::optional<at::Tensor>& batch_sizes, bool bidirectional);
+
+DirectionWeights direction_weights(const LayerShape& shape, at::TensorList weights, int direction);
+
+}  // namespace lstm_fused

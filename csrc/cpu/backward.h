@@ -1,0 +1,149 @@
+// The fused backward: from the last step to the first, the cell's gradients, then dh_{t-1} = dgates_t U.
+// The two are a step's halves, with one barrier between them where workers share rows.
+#pragma once
+
+#include "product.h"
+#include "team.h"
+
+namespace lstm_fused::LSTM_FUSED_TARGET {
+
+template <class Cell, class Storage>
+class Backward {
+  using Compute = compute_t<Storage>;
+  using V = Vec<Compute>;
+  static constexpr int G = Cell::gates, S = Cell::saved, L = lanes<V>;
+
+ public:
+  static constexpr int panel_vectors = 2;
+  static constexpr int panel_width = panel_vectors * L;
+
+  Backward(const BackwardArgs<Storage>& args, const Share& share, Barrier& barrier)
+      : a(args), share(share), barrier(barrier) {}
+
+  void run() {
+    for (std::int64_t step = a.sequence.steps - 1; step >= 0; --step) {
+      const std::int64_t t = a.sequence.time(step);
+      if (a.projection) {
+        add_output_gradient(t);
+        barrier.wait();
+        project_back(t, step);
+      } else {
+        differentiate_units(t, step);
+      }
+      barrier.wait();
+      if (step > 0 || a.need_dh0) multiply_recurrent(t);
+    }
+  }
+
+ private:
+  using Panels = Product<panel_vectors, Compute>;
+
+  std::int64_t row(std::int64_t j) const { return share.first_row + j * share.row_step; }
+  std::int64_t my_rows(std::int64_t all) const {
+    return std::max<std::int64_t>(0, (all - share.first_row + share.row_step - 1) / share.row_step);
+  }
+  static std::int64_t panels(std::int64_t outputs) { return (outputs + panel_width - 1) / panel_width; }
+
+  // Data row of row b at the step before t in processing order; -1 where that is the initial state.
+  std::int64_t row_before(std::int64_t t, std::int64_t step, std::int64_t b) const {
+    const std::int64_t before = a.sequence.reverse ? t + 1 : t - 1;
+    return step == 0 || b >= a.sequence.active(before) ? -1 : a.sequence.offset(before) + b;
+  }
+
+  V output_gradient(std::int64_t data, std::int64_t unit, int count) const {
+    return a.d_output ? load<V>(a.d_output + data * a.d_output_ld + unit, count) : V{};
+  }
+
+  void differentiate_units(std::int64_t t, std::int64_t step) {
+    for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
+      const std::int64_t b = row(j), data = a.sequence.offset(t) + b, before = row_before(t, step, b);
+      for (std::int64_t unit = share.unit_begin; unit < share.unit_end; unit += L) {
+        const int count = static_cast<int>(std::min<std::int64_t>(L, a.H - unit));
+        const V dh = load<V>(a.dh + b * a.P + unit, count) + output_gradient(data, unit, count);
+        differentiate_unit(data, before, b, unit, count, dh);
+      }
+    }
+  }
+
+  LSTM_FUSED_INLINE void differentiate_unit(std::int64_t data, std::int64_t before, std::int64_t b, std::int64_t unit,
+                                            int count, const V& dh1) {
+    V s[S], d[S], h0{}, c0{}, c1{}, dc{}, dh0{};
+#pragma GCC unroll 8
+    for (int i = 0; i < S; ++i) s[i] = load<V>(a.saved + (data * S + i) * a.H + unit, count);
+    if constexpr (Cell::reads_h0) {
+      if (before >= 0) h0 = load<V>(a.output + before * a.output_ld + unit, count);
+      else if (a.h0) h0 = load<V>(a.h0 + b * a.P + unit, count);
+    }
+    if constexpr (Cell::carries_cell) {
+      c1 = load<V>(a.cells + data * a.H + unit, count);
+      if (before >= 0) c0 = load<V>(a.cells + before * a.H + unit, count);
+      else if (a.c0) c0 = load<V>(a.c0 + b * a.H + unit, count);
+      dc = load<V>(a.dc + b * a.H + unit, count);
+    }
+    Cell::d_output(s, h0, c1, dh1, d, dc, dh0);
+    Cell::d_update(s, h0, c0, d, dc, dh0);
+    if constexpr (Cell::carries_cell) store(a.dc + b * a.H + unit, dc, count);
+    if constexpr (Cell::reads_h0) store(a.dh + b * a.P + unit, dh0, count);
+#pragma GCC unroll 8
+    for (int i = 0; i < S; ++i) store(a.d_gates + (data * S + i) * a.H + unit, d[i], count);
+    if (a.projection) store(a.unprojected + data * a.H + unit, Cell::output(s, h0, c1), count);
+  }
+
+  // dh_{t-1} = dgates_t U, beside what the cell passed on directly.
+  void multiply_recurrent(std::int64_t t) {
+    static constexpr int whole_row[] = {0};
+    constexpr bool contiguous = Cell::recurrent_column[G - 1] == G - 1;
+    const Segments k = contiguous ? Segments{1, whole_row, G * a.H} : Segments{G, Cell::recurrent_column, a.H};
+    const std::int64_t data = a.sequence.offset(t);
+    const std::int64_t begin = a.projection ? share.projected_begin : share.unit_begin;
+    const std::int64_t end = a.projection ? share.projected_end : share.unit_end;
+    Panels::run(
+        my_rows(a.sequence.active(t)), begin / panel_width, panels(end), a.recurrent, k,
+        [&](std::int64_t j) { return a.d_gates + (data + row(j)) * S * a.H; },
+        [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
+          for (int v = 0; v < panel_vectors; ++v) {
+            const std::int64_t p = panel * panel_width + v * L;
+            if (p >= a.P) return;
+            const int count = static_cast<int>(std::min<std::int64_t>(L, a.P - p));
+            Compute* dh = a.dh + row(j) * a.P + p;
+            store(dh, Cell::reads_h0 ? load<V>(dh, count) + product[v] : product[v], count);
+          }
+        });
+  }
+
+  // With a projection: dL/dh_t in full, kept for the gradient of W_hr.
+  void add_output_gradient(std::int64_t t) {
+    for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
+      const std::int64_t b = row(j), data = a.sequence.offset(t) + b;
+      for (std::int64_t p = share.projected_begin; p < share.projected_end; p += L) {
+        const int count = static_cast<int>(std::min<std::int64_t>(L, a.P - p));
+        store(a.d_projected + data * a.P + p, load<V>(a.dh + b * a.P + p, count) + output_gradient(data, p, count),
+              count);
+      }
+    }
+  }
+
+  // d(o * tanh(c)) = dL/dh_t W_hr, and on through the cell.
+  void project_back(std::int64_t t, std::int64_t step) {
+    static constexpr int whole_row[] = {0};
+    const std::int64_t offset = a.sequence.offset(t);
+    Panels::run(
+        my_rows(a.sequence.active(t)), share.unit_begin / panel_width, panels(share.unit_end), a.projection,
+        Segments{1, whole_row, a.P}, [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * a.P; },
+        [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
+          const std::int64_t b = row(j), before = row_before(t, step, b);
+          for (int v = 0; v < panel_vectors; ++v) {
+            const std::int64_t unit = panel * panel_width + v * L;
+            if (unit >= a.H) return;
+            const int count = static_cast<int>(std::min<std::int64_t>(L, a.H - unit));
+            differentiate_unit(offset + b, before, b, unit, count, product[v]);
+          }
+        });
+  }
+
+  const BackwardArgs<Storage>& a;
+  const Share share;
+  Barrier& barrier;
+};
+
+}  // namespace lstm_fused::LSTM_FUSED_TARGET

@@ -1,0 +1,142 @@
+// The fused forward: for every time step, the recurrent product, the cell update in its epilogue, and the
+// new state. A worker does its Share of rows and units; workers that share rows meet at the barrier.
+#pragma once
+
+#include "product.h"
+#include "team.h"
+
+namespace lstm_fused::LSTM_FUSED_TARGET {
+
+template <class Cell, class Storage>
+class Forward {
+  using Compute = compute_t<Storage>;
+  using V = Vec<Compute>;
+  static constexpr int G = Cell::gates, S = Cell::saved, L = lanes<V>;
+
+ public:
+  static constexpr int projection_vectors = 2;
+
+  Forward(const ForwardArgs<Storage>& args, const Share& share, Barrier& barrier)
+      : a(args), share(share), barrier(barrier) {}
+
+  void run(std::int64_t step_begin, std::int64_t step_end) {
+    if (step_begin == 0) {
+      initialise();
+      barrier.wait();
+    }
+    for (std::int64_t step = step_begin; step < step_end; ++step) {
+      const std::int64_t t = a.sequence.time(step);
+      const Compute* h0 = a.h + (step % 2) * a.sequence.batch * a.P;
+      Compute* h1 = a.h + (1 - step % 2) * a.sequence.batch * a.P;
+      update(t, h0, h1);
+      if (a.projection) {
+        barrier.wait();
+        project(t, h1);
+      }
+      finish_rows(t, h1);
+      barrier.wait();
+    }
+  }
+
+ private:
+  std::int64_t row(std::int64_t j) const { return share.first_row + j * share.row_step; }
+  std::int64_t my_rows(std::int64_t all) const {
+    return std::max<std::int64_t>(0, (all - share.first_row + share.row_step - 1) / share.row_step);
+  }
+
+  // A worker's part of h: its units, or its outputs of the projection.
+  std::int64_t h_begin() const { return a.projection ? share.projected_begin : share.unit_begin; }
+  std::int64_t h_count() const { return (a.projection ? share.projected_end : share.unit_end) - h_begin(); }
+
+  static void copy_or_zero(Compute* to, const Compute* from, std::int64_t count) {
+    if (from) std::memcpy(to, from, count * sizeof(Compute));
+    else std::fill_n(to, count, Compute(0));
+  }
+
+  // Rows that join later, in reverse, find h0 in whichever half their first step reads.
+  void initialise() {
+    const std::int64_t B = a.sequence.batch;
+    for (std::int64_t j = 0; j < my_rows(B); ++j) {
+      const std::int64_t b = row(j), at = b * a.P + h_begin();
+      for (int half = 0; half < (a.sequence.batch_sizes ? 2 : 1); ++half)
+        copy_or_zero(a.h + half * B * a.P + at, a.h0 ? a.h0 + at : nullptr, h_count());
+      if constexpr (Cell::carries_cell) {
+        const std::int64_t cell = b * a.H + share.unit_begin;
+        copy_or_zero(a.c + cell, a.c0 ? a.c0 + cell : nullptr, share.unit_end - share.unit_begin);
+      }
+    }
+  }
+
+  void update(std::int64_t t, const Compute* h0, Compute* h1) {
+    static constexpr int whole_row[] = {0};
+    const std::int64_t data = a.sequence.offset(t);
+    Product<G, Compute>::run(
+        my_rows(a.sequence.active(t)), share.unit_begin / L, (share.unit_end + L - 1) / L, a.recurrent,
+        Segments{1, whole_row, a.P}, [&](std::int64_t j) { return h0 + row(j) * a.P; },
+        [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
+          const std::int64_t unit = panel * L;
+          const int count = static_cast<int>(std::min<std::int64_t>(L, a.H - unit));
+          update_unit(data + row(j), row(j), unit, count, product, h0, h1);
+        });
+  }
+
+  LSTM_FUSED_INLINE void update_unit(std::int64_t data, std::int64_t b, std::int64_t unit, int count,
+                                     const V (&product)[G], const Compute* h0, Compute* h1) {
+    const Compute* input = a.input_gates + (data - a.input_row) * a.input_ld + unit;
+    V x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+      x[g] = load<V>(input + g * a.H, count);
+      r[g] = product[g];
+      if (a.bias_x) {
+        x[g] += load<V>(a.bias_x + g * a.H + unit, count);
+        r[g] += load<V>(a.bias_h + g * a.H + unit, count);
+      }
+    }
+    if constexpr (Cell::reads_h0) h_before = load<V>(h0 + b * a.P + unit, count);
+    if constexpr (Cell::carries_cell) c_before = load<V>(a.c + b * a.H + unit, count);
+    Cell::update(x, r, h_before, c_before, s, c_after);
+    const V h_after = Cell::output(s, h_before, c_after);
+    if constexpr (Cell::carries_cell) store(a.c + b * a.H + unit, c_after, count);
+    if (a.saved) {
+#pragma GCC unroll 8
+      for (int i = 0; i < S; ++i) store(a.saved + (data * S + i) * a.H + unit, s[i], count);
+      if constexpr (Cell::carries_cell) store(a.cells + data * a.H + unit, c_after, count);
+    }
+    if (a.projection) return store(a.unprojected + b * a.H + unit, h_after, count);
+    store(h1 + b * a.P + unit, h_after, count);
+    store(a.output + data * a.output_ld + unit, h_after, count);
+  }
+
+  void project(std::int64_t t, Compute* h1) {
+    static constexpr int whole_row[] = {0};
+    static constexpr int width = projection_vectors * L;
+    const std::int64_t data = a.sequence.offset(t);
+    Product<projection_vectors, Compute>::run(
+        my_rows(a.sequence.active(t)), share.projected_begin / width, (share.projected_end + width - 1) / width,
+        a.projection, Segments{1, whole_row, a.H}, [&](std::int64_t j) { return a.unprojected + row(j) * a.H; },
+        [&](std::int64_t j, std::int64_t panel, const V(&product)[projection_vectors]) {
+          for (int v = 0; v < projection_vectors; ++v) {
+            const std::int64_t p = panel * width + v * L;
+            if (p >= a.P) return;
+            const int count = static_cast<int>(std::min<std::int64_t>(L, a.P - p));
+            store(h1 + row(j) * a.P + p, product[v], count);
+            store(a.output + (data + row(j)) * a.output_ld + p, product[v], count);
+          }
+        });
+  }
+
+  void finish_rows(std::int64_t t, const Compute* h1) {
+    const std::int64_t active = a.sequence.active(t);
+    for (std::int64_t j = my_rows(a.sequence.first_ending(t)); j < my_rows(active); ++j) {
+      const std::int64_t at = row(j) * a.P + h_begin();
+      std::memcpy(a.h_n + at, h1 + at, h_count() * sizeof(Compute));
+    }
+  }
+
+  const ForwardArgs<Storage>& a;
+  const Share share;
+  Barrier& barrier;
+};
+
+}  // namespace lstm_fused::LSTM_FUSED_TARGET

@@ -1,0 +1,26 @@
+#include "isa_prelude.h"
+#if defined(__x86_64__)
+#define LSTM_FUSED_TARGET avx512
+
+namespace lstm_fused::LSTM_FUSED_TARGET {
+constexpr const char* isa_name = "avx512";
+bool is_available() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+struct Isa {
+  static constexpr int bytes = 64;
+  static constexpr int accumulators = 24;  // of 32 registers; eight for weights and broadcasts
+};
+}  // namespace lstm_fused::LSTM_FUSED_TARGET
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
+#endif
+#include "isa_exports.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,47 @@
+// The kernels of one instruction set, by cell and storage type: function pointers that cross from host code
+// into code compiled for that set.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <tuple>
+
+#include "../recurrence.h"
+#include "team.h"
+
+namespace lstm_fused {
+
+template <class Storage>
+struct CellKernels {
+  using Compute = compute_t<Storage>;
+  int unit_panel;    // units per panel of U packed for forward
+  int output_panel;  // outputs per panel of every other packed matrix
+  // Each packs one panel: U [G*H, P]; W [outputs, K] used along its columns; W [K, outputs] along its rows.
+  void (*pack_gates)(const Storage* U, std::int64_t H, std::int64_t P, std::int64_t panel, Compute* packed);
+  void (*pack_columns)(const Storage* W, std::int64_t outputs, std::int64_t K, std::int64_t panel, Compute* packed);
+  void (*pack_rows)(const Storage* W, std::int64_t outputs, std::int64_t K, std::int64_t panel, Compute* packed);
+  void (*forward)(const ForwardArgs<Storage>&, const Share&, Barrier&, std::int64_t step_begin, std::int64_t step_end);
+  void (*backward)(const BackwardArgs<Storage>&, const Share&, Barrier&);
+};
+
+template <class Storage>
+using FindKernels = CellKernels<Storage> (*)(std::string_view cell);
+
+struct IsaKernels {
+  std::string_view name;
+  bool (*available)();
+  std::tuple<FindKernels<float>, FindKernels<double>, FindKernels<BFloat16>, FindKernels<Float16>> find;
+
+  template <class Storage>
+  CellKernels<Storage> kernels(std::string_view cell) const {
+    return std::get<FindKernels<Storage>>(find)(cell);
+  }
+};
+
+namespace scalar { extern const IsaKernels isa; }
+#if defined(__x86_64__)
+namespace avx2 { extern const IsaKernels isa; }
+namespace avx512 { extern const IsaKernels isa; }
+#endif
+
+}  // namespace lstm_fused

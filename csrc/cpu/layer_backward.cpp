@@ -1,0 +1,216 @@
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+
+#include "../cells/all_cells.h"
+#include "layer.h"
+
+namespace lstm_fused {
+
+namespace {
+
+// For packed data, h_{t-1} of every data row: the index into [output rows, then h0 rows].
+at::Tensor previous_rows(const LayerShape& shape, bool reverse) {
+  at::Tensor index = at::empty({shape.N}, at::TensorOptions(at::kLong));
+  std::int64_t* to = index.mutable_data_ptr<std::int64_t>();
+  for (std::int64_t t = 0; t < shape.T; ++t) {
+    const std::int64_t before = reverse ? t + 1 : t - 1;
+    const bool exists = before >= 0 && before < shape.T;
+    for (std::int64_t b = 0; b < shape.batch_sizes[t]; ++b)
+      *to++ = exists && b < shape.batch_sizes[before] ? shape.offsets[before] + b : shape.N + b;
+  }
+  return index;
+}
+
+template <class Storage>
+struct BackwardLayer {
+  using Compute = compute_t<Storage>;
+
+  const LayerShape& shape;
+  at::TensorList grads;  // of output, h_n, (c_n); undefined: zero
+  const at::Tensor input;
+  at::TensorList states, weights;
+  const at::Tensor output;
+  at::TensorList saved;
+  const std::vector<bool>& needed;
+  const at::TensorOptions compute_options = input.options().dtype(compute_type(input));
+  const CellKernels<Storage> kernels = active_isa().kernels<Storage>(shape.cell);
+  const RecurrenceShape recurrence = recurrence_shape(
+      shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel);
+  const Plan plan = choose_plan(recurrence, this_machine(usable_threads()), forced_plan());
+
+  std::vector<at::Tensor> kept;
+  std::vector<BackwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};
+  std::vector<at::Tensor> d_gates{static_cast<std::size_t>(shape.D)}, d_projected{d_gates}, unprojected{d_gates};
+
+  at::Tensor keep(at::Tensor tensor) {
+    if (tensor.defined()) kept.push_back(tensor);
+    return tensor;
+  }
+
+  at::Tensor state_gradient(std::size_t index, std::int64_t width) {
+    if (index < grads.size() && grads[index].defined()) return to_compute(grads[index]).clone();
+    return at::zeros({shape.D, shape.B, width}, compute_options);
+  }
+
+  std::vector<at::Tensor> run() {
+    const auto& [B, H, P, N] = std::tie(shape.B, shape.H, shape.P, shape.N);
+    const at::Tensor dh = state_gradient(1, P);
+    const at::Tensor dc = shape.states == 2 ? state_gradient(2, H) : at::Tensor();
+    const at::Tensor d_output = grads[0].defined() ? grads[0].contiguous() : at::Tensor();
+    const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous();
+    const at::Tensor c0 = states.size() < 2 ? at::Tensor() : to_compute(states[1]);
+    for (int d = 0; d < shape.D; ++d) {
+      BackwardArgs<Storage>& a = args[d];
+      d_gates[d] = at::empty({N, shape.S * H}, compute_options);
+      if (shape.projected) {
+        d_projected[d] = at::empty({N, P}, compute_options);
+        unprojected[d] = at::empty({N, H}, compute_options);
+      }
+      a.sequence = sequence(shape, d);
+      a.H = H;
+      a.P = P;
+      a.saved = data<Storage>(saved[d * shape.states]);
+      a.cells = shape.states == 2 ? data<Compute>(saved[d * shape.states + 1]) : nullptr;
+      a.output = data<Storage>(output) + d * P;
+      a.output_ld = shape.D * P;
+      a.h0 = h0.defined() ? data<Storage>(h0) + d * B * P : nullptr;
+      a.c0 = c0.defined() ? data<Compute>(c0) + d * B * H : nullptr;
+      a.d_output = d_output.defined() ? data<Storage>(d_output) + d * P : nullptr;
+      a.d_output_ld = shape.D * P;
+      a.dh = mutable_data<Compute>(dh) + d * B * P;
+      a.dc = dc.defined() ? mutable_data<Compute>(dc) + d * B * H : nullptr;
+      a.need_dh0 = !states.empty() && needed[1];
+      a.d_gates = mutable_data<Compute>(d_gates[d]);
+      a.d_projected = mutable_data<Compute>(d_projected[d]);
+      a.unprojected = mutable_data<Compute>(unprojected[d]);
+    }
+    if (N > 0) {
+      pack_weights();
+      run_plan(plan, recurrence, kernels.output_panel, kernels.output_panel,
+               [&](int d, const Share& share, Barrier& barrier) { kernels.backward(args[d], share, barrier); });
+    }
+    return collect(dh, dc);
+  }
+
+  void pack_weights() {
+    const int width = kernels.output_panel;
+    const std::int64_t K = shape.G * shape.H;
+    const std::int64_t panels = (shape.P + width - 1) / width;
+    const std::int64_t projected = shape.projected ? (shape.H + width - 1) / width : 0;
+    std::vector<const Storage*> U(shape.D), W(shape.D);
+    std::vector<Compute*> packed_U(shape.D), packed_W(shape.D);
+    for (int d = 0; d < shape.D; ++d) {
+      const DirectionWeights w = direction_weights(shape, weights, d);
+      U[d] = data<Storage>(keep(w.w_hh.contiguous()));
+      packed_U[d] = mutable_data<Compute>(keep(at::empty({panels * K * width}, compute_options)));
+      args[d].recurrent = packed_U[d];
+      if (!shape.projected) continue;
+      W[d] = data<Storage>(keep(w.w_hr.contiguous()));
+      packed_W[d] = mutable_data<Compute>(keep(at::empty({projected * shape.P * width}, compute_options)));
+      args[d].projection = packed_W[d];
+    }
+    pack_panels(plan.threads(), shape.D, panels + projected, [&](std::int64_t d, std::int64_t i) {
+      if (i < panels) kernels.pack_rows(U[d], shape.P, K, i, packed_U[d]);
+      else kernels.pack_rows(W[d], shape.H, shape.P, i - panels, packed_W[d]);
+    });
+  }
+
+  // Everything that is a sum over time is one large GEMM over all data rows.
+  std::vector<at::Tensor> collect(const at::Tensor& dh, const at::Tensor& dc) {
+    const at::ScalarType dtype = input.scalar_type();
+    std::vector<at::Tensor> results(1 + states.size() + weights.size());
+    const at::Tensor x = input.to(compute_options.dtype());
+    at::Tensor d_input;
+    for (int d = 0; d < shape.D; ++d) {
+      const DirectionWeights w = direction_weights(shape, weights, d);
+      const std::size_t first = 1 + states.size() + d * shape.weights_per_direction();
+      const auto want = [&](int index) { return needed[first + index]; };
+      const at::Tensor d_x = d_gates[d].narrow(1, 0, shape.G * shape.H);
+      if (needed[0]) {
+        if (d == 0) d_input = at::mm(d_x, to_compute(w.w_ih));
+        else multiply_add(d_input, d_x, to_compute(w.w_ih));
+      }
+      if (want(0)) results[first] = at::mm(d_x.t(), x).to(dtype);
+      if (want(1)) results[first + 1] = recurrent_weight_gradient(d).to(dtype);
+      if (shape.bias && want(2)) results[first + 2] = d_x.sum(0).to(dtype);
+      if (shape.bias && want(3)) results[first + 3] = recurrent_bias_gradient(d).to(dtype);
+      const int last = shape.weights_per_direction() - 1;
+      if (shape.projected && want(last)) results[first + last] = at::mm(d_projected[d].t(), unprojected[d]).to(dtype);
+    }
+    if (needed[0]) results[0] = d_input.reshape(input.sizes()).to(dtype);
+    if (!states.empty() && needed[1]) results[1] = dh.to(dtype);
+    if (states.size() > 1 && needed[2]) results[2] = dc.to(dtype);
+    return results;
+  }
+
+  // Neighbouring columns of d_gates that belong to neighbouring rows of U: f(first row / H, first column / H, count).
+  template <class F>
+  void for_recurrent_runs(F f) {
+    host::with_cell(shape.cell, [&](auto cell) {
+      for (int g = 0; g < cell.gates;) {
+        int count = 1;
+        while (g + count < cell.gates && cell.recurrent_column[g + count] == cell.recurrent_column[g] + count) ++count;
+        f(g, cell.recurrent_column[g], count);
+        g += count;
+      }
+    });
+  }
+
+  at::Tensor recurrent_bias_gradient(int d) {
+    std::vector<at::Tensor> parts;
+    for_recurrent_runs([&](int, int column, int count) {
+      parts.push_back(d_gates[d].narrow(1, column * shape.H, count * shape.H).sum(0));
+    });
+    return parts.size() == 1 ? parts[0] : at::cat(parts);
+  }
+
+  // dU = sum over t of dgates_t^T h_{t-1}
+  at::Tensor recurrent_weight_gradient(int d) {
+    const auto& [B, H, P, N] = std::tie(shape.B, shape.H, shape.P, shape.N);
+    const bool reverse = d == 1, packed = shape.batch_sizes;
+    const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0].select(0, d));
+    at::Tensor h = output.reshape({N, shape.D * P}).narrow(1, d * P, P).to(compute_options.dtype());
+    at::Tensor d_g = d_gates[d], d_first;
+    if (packed) {
+      const at::Tensor initial = h0.defined() ? h0 : at::zeros({B, P}, compute_options);
+      h = at::cat({h, initial}).index_select(0, previous_rows(shape, reverse));
+    } else {
+      d_first = d_g.narrow(0, reverse ? N - B : 0, B);
+      d_g = d_g.narrow(0, reverse ? 0 : B, N - B);
+      h = h.narrow(0, reverse ? B : 0, N - B);
+    }
+    const at::Tensor dU = at::empty({shape.G * H, P}, compute_options);
+    for_recurrent_runs([&](int row, int column, int count) {
+      const at::Tensor part = dU.narrow(0, row * H, count * H);
+      multiply(part, d_g.narrow(1, column * H, count * H).t(), h);
+      if (!packed && h0.defined()) multiply_add(part, d_first.narrow(1, column * H, count * H).t(), h0);
+    });
+    return dU;
+  }
+};
+
+}  // namespace
+
+std::vector<at::Tensor> layer_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input,
+                                       at::TensorList states, at::TensorList weights, const at::Tensor& output,
+                                       at::TensorList saved, const std::vector<bool>& needed) {
+  return with_storage(input.scalar_type(), [&](auto storage) {
+    using Storage = decltype(storage);
+    const at::Tensor rows = input.reshape({shape.N, shape.I}).contiguous();
+    BackwardLayer<Storage> layer{.shape = shape,
+                                 .grads = grads,
+                                 .input = rows,
+                                 .states = states,
+                                 .weights = weights,
+                                 .output = output,
+                                 .saved = saved,
+                                 .needed = needed};
+    std::vector<at::Tensor> results = layer.run();
+    if (results[0].defined()) results[0] = results[0].reshape(input.sizes());
+    return results;
+  });
+}
+
+}  // namespace lstm_fused

@@ -1,0 +1,44 @@
+// How a recurrence is split over threads: a pure function of its shape and the machine.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../recurrence.h"
+
+namespace lstm_fused {
+
+struct RecurrenceShape {
+  std::int64_t steps, batch, hidden, recurrent;  // T, B, H, P
+  int gates;                                     // G
+  int directions;                                // D
+  int element_bytes;                             // of the compute type
+  int lanes;                                     // of the instruction set, for that type
+  int panel_units;                               // smallest share of units
+  bool projected;                                // one more product and barrier a step
+};
+
+struct Machine {
+  int threads;
+  std::int64_t l1_bytes, l2_bytes, l3_bytes;  // L1 and L2 of a core; L3 shared
+};
+
+// A grid of workers. Directions and rows run without meeting; units meet at a barrier every step.
+struct Plan {
+  int directions = 1, rows = 1, units = 1;
+  int threads() const { return directions * rows * units; }
+  std::string describe() const;
+};
+
+Machine this_machine(int threads);
+
+// Estimated nanoseconds of the recurrence under a plan; the cost model in full is in docs/cpu-plans.md.
+double estimate(const RecurrenceShape& shape, const Machine& machine, const Plan& plan);
+
+// The plan of least estimated time, or the one that `forced` names: "rows", "units" or "serial".
+Plan choose_plan(const RecurrenceShape& shape, const Machine& machine, const std::string& forced);
+
+// The part of worker `member` (of plan.threads()) within its direction.
+Share share_of(const Plan& plan, int member, const RecurrenceShape& shape, int panel_units, int panel_outputs);
+
+}  // namespace lstm_fused

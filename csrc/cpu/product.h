@@ -1,0 +1,120 @@
+// The matrix product inside a time step: out[row][panel] = sum_k source[row][k] * weights[panel][k], for a
+// few rows and a range of panels of packed weights, with a functor applied to each result while it is
+// still in registers. This is where nearly all of the time goes.
+//
+// A panel is NV vectors wide. A tile of `rows x panels` keeps every sum in a register; k runs in order
+// from one end to the other, whatever the tile, so results do not depend on how the work is split.
+#pragma once
+
+#include <algorithm>
+
+#include "simd.h"
+
+namespace lstm_fused::LSTM_FUSED_TARGET {
+
+// The source row of a product: `count` segments of `length` values, at the given multiples of `length`.
+struct Segments {
+  int count;
+  const int* column;
+  std::int64_t length;
+};
+
+template <int NV, class Compute>
+struct Product {
+  using V = Vec<Compute>;
+  static constexpr int max_rows = Isa::accumulators / NV;
+  static constexpr int row_block = 64;               // rows whose partial sums are kept while a panel is read in pieces
+  static constexpr int panel_width = NV * lanes<V>;
+  static constexpr std::int64_t l1_piece = 24 * 1024 / (panel_width * sizeof(Compute));  // k per piece
+
+  // Enough independent sums to hide the latency of a fused multiply-add: 8 where the registers allow it.
+  static constexpr int panels_for(int rows) { return rows * NV >= 8 ? 1 : 8 / (rows * NV); }
+
+  template <int rows, int panels>
+  LSTM_FUSED_INLINE static void multiply(const Compute* const source[], const Compute* weights, std::int64_t stride,
+                                         std::int64_t K, V (&sums)[panels][rows][NV]) {
+    V acc[panels][rows][NV];
+    std::memcpy(acc, sums, sizeof(acc));
+    for (std::int64_t k = 0; k < K; ++k) {
+#pragma GCC unroll 8
+      for (int p = 0; p < panels; ++p) {
+        const Compute* w = weights + p * stride + k * panel_width;
+        V column[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) column[v] = load<V>(w + v * lanes<V>);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; ++r) {
+          const V x = broadcast<V>(source[r][k]);
+#pragma GCC unroll 8
+          for (int v = 0; v < NV; ++v) acc[p][r][v] += x * column[v];
+        }
+      }
+    }
+    std::memcpy(sums, acc, sizeof(acc));
+  }
+
+  // source(j) is the j-th row; done(j, panel, V sums[NV]) takes its result.
+  template <class Source, class Done>
+  static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, const Compute* weights,
+                  const Segments& k, Source source, Done done) {
+    for (std::int64_t begin = 0; begin < n; begin += row_block) {
+      const std::int64_t end = std::min<std::int64_t>(begin + row_block, n);
+      run_block(begin, end, panel_begin, panel_end, weights, k, source, done);
+    }
+  }
+
+ private:
+  template <class Source, class Done>
+  static void run_block(std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end,
+                        const Compute* weights, const Segments& k, Source source, Done done) {
+    const std::int64_t rows = row_end - row_begin;
+    const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
+    const std::int64_t stride = k.count * k.length * panel_width;
+    // One tile reads each panel once: no need to cut it. Several tiles read it again from L1, in pieces.
+    const std::int64_t piece = tiles == 1 ? k.length : std::min(k.length, l1_piece);
+    V partial[row_block][NV];
+
+    const auto tile = [&](auto rows_constant, auto panels_constant, std::int64_t row, std::int64_t panel, int segment,
+                          std::int64_t k0, std::int64_t k1) {
+      constexpr int R = rows_constant, panels = panels_constant;
+      const bool first = segment == 0 && k0 == 0, last = segment == k.count - 1 && k1 == k.length;
+      V sums[panels][R][NV] = {};
+      if (!first) std::memcpy(sums, partial[(row - row_begin) * panels], sizeof(sums));
+      const Compute* from[R];
+      for (int r = 0; r < R; ++r) from[r] = source(row + r) + k.column[segment] * k.length + k0;
+      multiply<R, panels>(from, weights + panel * stride + (segment * k.length + k0) * panel_width, stride, k1 - k0,
+                          sums);
+      if (!last) {
+        std::memcpy(partial[(row - row_begin) * panels], sums, sizeof(sums));
+        return;
+      }
+      for (int p = 0; p < panels; ++p)
+        for (int r = 0; r < R; ++r) done(row + r, panel + p, sums[p][r]);
+    };
+
+    for (std::int64_t panel = panel_begin; panel < panel_end;) {
+      const int together = tiles == 1 && panel + panels_for(rows) <= panel_end ? panels_for(rows) : 1;
+      for (int segment = 0; segment < k.count; ++segment)
+        for (std::int64_t k0 = 0; k0 < k.length; k0 += piece)
+          for (std::int64_t i = 0; i < tiles; ++i) {
+            const std::int64_t row = row_begin + rows * i / tiles, next = row_begin + rows * (i + 1) / tiles;
+            const std::int64_t k1 = std::min(k0 + piece, k.length);
+            with_rows(next - row, [&](auto R) {
+              constexpr int grouped = panels_for(R);
+              if (together == 1) tile(R, std::integral_constant<int, 1>{}, row, panel, segment, k0, k1);
+              else if constexpr (grouped > 1) tile(R, std::integral_constant<int, grouped>{}, row, panel, segment, k0, k1);
+            });
+          }
+      panel += together;
+    }
+  }
+
+  template <class F>
+  LSTM_FUSED_INLINE static void with_rows(std::int64_t rows, F f) {
+    [&]<int... r>(std::integer_sequence<int, r...>) {
+      (void)((rows == r + 1 && (f(std::integral_constant<int, r + 1>{}), true)) || ...);
+    }(std::make_integer_sequence<int, max_rows>{});
+  }
+};
+
+}  // namespace lstm_fused::LSTM_FUSED_TARGET

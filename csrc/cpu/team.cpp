@@ -1,0 +1,86 @@
+#include "team.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#ifdef LSTM_FUSED_STD_THREADS  // sanitizers do not see into OpenMP's synchronisation
+#include <thread>
+#include <vector>
+#else
+#include <omp.h>
+#endif
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace lstm_fused {
+
+namespace {
+
+void pause_briefly() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Decaying states pass through the subnormal range, where many processors are a hundred times slower.
+class FlushSubnormals {
+#if defined(__x86_64__)
+ public:
+  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // flush to zero, denormals are zero
+  ~FlushSubnormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+std::atomic<bool> forked{false};
+const int register_fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+}  // namespace
+
+void Barrier::reset(int members) {
+  arrived_ = 0;
+  generation_ = 0;
+  members_ = members;
+}
+
+void Barrier::wait_for_others() {
+  const int generation = generation_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  // About 20 us of spinning: far above the imbalance of a time step, far below a scheduler's time slice.
+  for (int spin = 0; spin < 500; ++spin) {
+    if (generation_.load(std::memory_order_acquire) != generation) return;
+    pause_briefly();
+  }
+  while (generation_.load(std::memory_order_acquire) == generation) sched_yield();
+}
+
+bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
+
+void run_team(int wanted, const std::function<void(int, int)>& work) {
+  const auto member = [&](int id, int members) {
+    const FlushSubnormals flush;
+    work(id, members);
+  };
+#ifdef LSTM_FUSED_STD_THREADS
+  std::vector<std::thread> others;
+  for (int id = 1; id < wanted; ++id) others.emplace_back([&, id] { member(id, wanted); });
+  member(0, wanted);
+  for (std::thread& thread : others) thread.join();
+#else
+  if (wanted <= 1 || in_forked_child() || omp_in_parallel()) return member(0, 1);
+#pragma omp parallel num_threads(wanted)
+  member(omp_get_thread_num(), omp_get_num_threads());
+#endif
+}
+
+}  // namespace lstm_fused

@@ -1,0 +1,108 @@
+// The operators, their schemas and their registration.
+//
+// `layer` is what users of the package reach; `forward` and `backward` are its kernels apart, for autograd.
+// forward returns layer's results followed by what backward needs: per direction, the activated gates [N, S*H]
+// (S = 4: i f g o, or r z n and U_n h + b_hn) in the input's dtype and, for the LSTM, c_t [N, H] in float32
+// (float64 for float64 input).
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "autograd.h"
+#include "checks.h"
+#include "cpu/layer.h"
+
+namespace lstm_fused {
+
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+using OptionalTensor = std::optional<at::Tensor>;
+
+Tensors layer_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                  const OptionalTensor& batch_sizes, bool bidirectional) {
+  return layer_forward(check_layer(cell, input, states, weights, batch_sizes, bidirectional), input, states, weights,
+                       false);
+}
+
+Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                    const OptionalTensor& batch_sizes, bool bidirectional) {
+  return layer_forward(check_layer(cell, input, states, weights, batch_sizes, bidirectional), input, states, weights,
+                       true);
+}
+
+Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
+                     at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
+                     bool bidirectional, const at::Tensor& output, at::TensorList saved,
+                     const c10::List<bool>& needed) {
+  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
+  Tensors defined_grads;
+  for (const OptionalTensor& grad : grads) defined_grads.push_back(grad.value_or(at::Tensor()));
+  std::vector<bool> wanted;
+  for (const bool want : needed) wanted.push_back(want);
+  TORCH_CHECK(wanted.size() == 1 + states.size() + weights.size(), "needed: expected ",
+              1 + states.size() + weights.size(), " values, got ", wanted.size());
+  Tensors results = layer_backward(shape, defined_grads, input, states, weights, output, saved, wanted);
+  for (at::Tensor& result : results)
+    if (!result.defined()) result = at::empty({0}, input.options());  // an op's results are always defined
+  return results;
+}
+
+// One time step: the layer with T = 1.
+Tensors step(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+  TORCH_CHECK(input.dim() == 2, "input: expected shape [B, I], got ", input.sizes());
+  Tensors with_direction;
+  for (const at::Tensor& state : states) {
+    TORCH_CHECK(state.dim() == 2, "states: expected shape [B, H], got ", state.sizes());
+    with_direction.push_back(state.unsqueeze(0));
+  }
+  static const auto layer =
+      c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::layer", "").typed<decltype(layer_cpu)>();
+  Tensors results = layer.call(cell, input.unsqueeze(0), with_direction, weights, std::nullopt, false);
+  Tensors next;
+  for (std::size_t i = 1; i < results.size(); ++i) next.push_back(results[i].squeeze(0));
+  return next;
+}
+
+std::string plan_name(const std::string& cell, int64_t T, int64_t B, int64_t /*I*/, int64_t H, int64_t P, int64_t D,
+                      int64_t threads) {
+  const CellKernels<float> kernels = active_isa().kernels<float>(cell);
+  TORCH_CHECK(kernels.forward, "cell: expected lstm or gru, got '", cell, "'");
+  const int gates = cell == "gru" ? 3 : 4;
+  const RecurrenceShape shape = {T, B, H, P, gates, static_cast<int>(D), sizeof(float), kernels.unit_panel,
+                                 kernels.unit_panel, P != H};
+  return choose_plan(shape, this_machine(static_cast<int>(threads)), forced_plan()).describe();
+}
+
+std::string why_no_cuda() { return "this version of lstm_fused has no CUDA kernels"; }
+
+}  // namespace
+
+TORCH_LIBRARY(lstm_fused, m) {
+  m.def("layer(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
+        "-> Tensor[]");
+  m.def("forward(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
+        "-> Tensor[]");
+  m.def("backward(str cell, Tensor?[] grads, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, "
+        "bool bidirectional, Tensor output, Tensor[] saved, bool[] needed) -> Tensor[]");
+  m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights) -> Tensor[]");
+  m.def("isa() -> str", [] { return std::string(active_isa().name); });
+  m.def("isas_compiled() -> str[]", compiled_isas);
+  m.def("isas_available() -> str[]", available_isas);
+  m.def("set_isa(str name) -> ()", [](const std::string& name) { set_isa(name); });
+  m.def("set_plan(str name) -> ()", [](const std::string& name) { set_forced_plan(name); });
+  m.def("plan(str cell, int T, int B, int I, int H, int P, int D, int threads) -> str", plan_name);
+  m.def("why_no_cuda() -> str", why_no_cuda);
+}
+
+TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
+  m.impl("layer", layer_cpu);
+  m.impl("forward", forward_cpu);
+  m.impl("backward", backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("step", step); }
+
+TORCH_LIBRARY_IMPL(lstm_fused, Autograd, m) { m.impl("layer", layer_autograd); }
+
+}  // namespace lstm_fused

@@ -1,0 +1,98 @@
+// What a recurrence kernel is told: plain pointers with their shapes, and which part of the work is its.
+// T steps, B rows, I inputs, H hidden units, P = size of h (H unless projected), G gates, S saved values
+// per unit. N = T*B data rows, or the sum of batch_sizes for packed data. No torch here.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace lstm_fused {
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+// Tensors are stored in `Storage`; arithmetic and carried state are in compute_t<Storage>.
+template <class Storage>
+using compute_t = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+// Which data rows belong to which step. The rows of a step are a prefix of the batch.
+struct Sequence {
+  std::int64_t steps = 0;                       // T
+  std::int64_t batch = 0;                       // B
+  bool reverse = false;                         // time runs from T-1 to 0
+  const std::int64_t* batch_sizes = nullptr;    // [T], non-increasing; null: B at every step
+  const std::int64_t* offsets = nullptr;        // [T], data row of row 0 at step t; null: t*B
+
+  std::int64_t time(std::int64_t step) const { return reverse ? steps - 1 - step : step; }
+  std::int64_t active(std::int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
+  std::int64_t offset(std::int64_t t) const { return offsets ? offsets[t] : t * batch; }
+  // Rows that were in step t and are in no later step, in the direction of time: [first, active(t)).
+  std::int64_t first_ending(std::int64_t t) const {
+    if (reverse) return t == 0 ? 0 : active(t);
+    return t + 1 < steps ? active(t + 1) : 0;
+  }
+};
+
+// A worker's part: rows first_row, first_row + row_step, ... and a range of units (and of outputs of the
+// projection), in multiples of the panel widths.
+struct Share {
+  std::int64_t first_row = 0, row_step = 1;
+  std::int64_t unit_begin = 0, unit_end = 0;
+  std::int64_t projected_begin = 0, projected_end = 0;
+};
+
+class Barrier;
+
+// One direction of one layer, forward.
+template <class Storage>
+struct ForwardArgs {
+  using Compute = compute_t<Storage>;
+  Sequence sequence;
+  std::int64_t H = 0, P = 0;
+  const Compute* recurrent = nullptr;    // U, packed by columns: [H/lanes, P, G*lanes]
+  const Compute* projection = nullptr;   // W_hr, packed by columns: [P/panel, H, panel]; null: none
+  const Compute* bias_x = nullptr;       // [G*H] or null
+  const Compute* bias_h = nullptr;       // [G*H] or null
+  const Compute* h0 = nullptr;           // [B, P]; null: zero
+  const Compute* c0 = nullptr;           // [B, H]; null: zero
+  const Compute* input_gates = nullptr;  // [rows, G*H]: W x of the data rows from input_row on
+  std::int64_t input_ld = 0, input_row = 0;
+  Storage* saved = nullptr;              // [N, S*H], may be the memory of input_gates; null: not kept
+  Compute* cells = nullptr;              // [N, H]: c_t; null: not kept
+  Storage* output = nullptr;             // [N, output_ld]
+  std::int64_t output_ld = 0;
+  Compute* h = nullptr;                  // [2, B, P]: step s reads half s % 2 and writes the other
+  Compute* h_n = nullptr;                // [B, P]
+  Compute* c = nullptr;                  // [B, H]: c_{t-1}, and c_n at the end
+  Compute* unprojected = nullptr;        // [B, H]: o * tanh(c); only with a projection
+};
+
+// One direction of one layer, backward.
+template <class Storage>
+struct BackwardArgs {
+  using Compute = compute_t<Storage>;
+  Sequence sequence;
+  std::int64_t H = 0, P = 0;
+  const Compute* recurrent = nullptr;    // U, packed by rows: [P/panel, G*H, panel]
+  const Compute* projection = nullptr;   // W_hr, packed by rows: [H/panel, P, panel]; null: none
+  const Storage* saved = nullptr;        // [N, S*H]
+  const Compute* cells = nullptr;        // [N, H]
+  const Storage* output = nullptr;       // [N, output_ld]: h_t
+  std::int64_t output_ld = 0;
+  const Storage* h0 = nullptr;           // [B, P]; null: zero
+  const Compute* c0 = nullptr;           // [B, H]; null: zero
+  const Storage* d_output = nullptr;     // [N, d_output_ld]; null: zero
+  std::int64_t d_output_ld = 0;
+  Compute* dh = nullptr;                 // [B, P]: dL/dh_n on entry, dL/dh0 at the end
+  Compute* dc = nullptr;                 // [B, H]: dL/dc_n on entry, dL/dc0 at the end
+  bool need_dh0 = true;                  // else the product of the first step is left out
+  Compute* d_gates = nullptr;            // [N, S*H]: gradients before the activations
+  Compute* d_projected = nullptr;        // [N, P]: dL/dh_t; only with a projection
+  Compute* unprojected = nullptr;        // [N, H]: o * tanh(c), computed again; only with a projection
+};
+
+}  // namespace lstm_fused
