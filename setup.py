@@ -23,6 +23,8 @@ SOURCES = [
     "csrc/checks.cpp",
     "csrc/cpu/layer_forward.cpp",
     "csrc/cpu/layer_backward.cpp",
+    "csrc/cpu/layer_step.cpp",
+    "csrc/cpu/multiply.cpp",
     "csrc/cpu/runtime.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cpu/team.cpp",

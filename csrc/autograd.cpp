@@ -97,13 +97,17 @@ bool any_of(const at::Tensor& input, at::TensorList states, at::TensorList weigh
 
 }  // namespace
 
-std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
-                                       at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional) {
+bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList weights) {
   const auto has_tangent = [](const at::Tensor& t) { return t.defined() && t._fw_grad(0).defined(); };
   TORCH_CHECK_NOT_IMPLEMENTED(!any_of(input, states, weights, has_tangent),
                               "lstm_fused: forward-mode differentiation of a fused layer is not implemented");
   const auto requires_grad = [](const at::Tensor& t) { return t.defined() && t.requires_grad(); };
-  if (at::GradMode::is_enabled() && any_of(input, states, weights, requires_grad))
+  return at::GradMode::is_enabled() && any_of(input, states, weights, requires_grad);
+}
+
+std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
+                                       at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional) {
+  if (needs_graph(input, states, weights))
     return LayerNode::apply(input, states, weights, batch_sizes, cell, bidirectional);
   static const auto op = find_op<ForwardOp>("lstm_fused::layer");
   at::AutoDispatchBelowADInplaceOrView below_autograd;

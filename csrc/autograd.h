@@ -13,4 +13,7 @@ std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor
                                        at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
                                        bool bidirectional);
 
+// Whether a call must go through autograd. Raises where it would have to and cannot (forward mode).
+bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList weights);
+
 }  // namespace lstm_fused

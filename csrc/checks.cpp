@@ -16,16 +16,19 @@ std::string weight_name(int index, int per_direction) {
   return std::string("weights[") + std::to_string(index) + "] (" + (is_projection ? "w_hr" : weight_names[within]) + ")";
 }
 
-void check_like_input(const std::string& name, const at::Tensor& tensor, const at::Tensor& input) {
-  TORCH_CHECK(tensor.defined(), name, ": expected a tensor, got none");
-  TORCH_CHECK(tensor.device() == input.device(), name, ": expected device ", input.device(), " as input's, got ",
+// `name` is called only for the message: these checks stand in the path of a single time step.
+template <class Name>
+void check_like_input(const Name& name, const at::Tensor& tensor, const at::Tensor& input) {
+  TORCH_CHECK(tensor.defined(), name(), ": expected a tensor, got none");
+  TORCH_CHECK(tensor.device() == input.device(), name(), ": expected device ", input.device(), " as input's, got ",
               tensor.device());
-  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, ": expected dtype ", input.scalar_type(),
+  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name(), ": expected dtype ", input.scalar_type(),
               " as input's, got ", tensor.scalar_type());
 }
 
-void check_sizes(const std::string& name, const at::Tensor& tensor, at::IntArrayRef expected, const char* meaning) {
-  TORCH_CHECK(tensor.sizes() == expected, name, ": expected shape ", expected, " ", meaning, ", got ", tensor.sizes());
+template <class Name>
+void check_sizes(const Name& name, const at::Tensor& tensor, at::IntArrayRef expected, const char* meaning) {
+  TORCH_CHECK(tensor.sizes() == expected, name(), ": expected shape ", expected, " ", meaning, ", got ", tensor.sizes());
 }
 
 void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, LayerShape& shape) {
@@ -59,7 +62,7 @@ void check_weights(const at::Tensor& input, at::TensorList weights, LayerShape& 
               ", got ", count, " tensors for ", shape.D, " direction(s)");
   shape.bias = per_direction >= 4;
   shape.projected = per_direction % 2 == 1;
-  for (int i = 0; i < count; ++i) check_like_input(weight_name(i, per_direction), weights[i], input);
+  for (int i = 0; i < count; ++i) check_like_input([&] { return weight_name(i, per_direction); }, weights[i], input);
   const at::Tensor& w_hh = weights[1];
   TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) % shape.G == 0 && w_hh.size(1) > 0 && w_hh.size(0) > 0,
               weight_name(1, per_direction), ": expected shape [", shape.G, "*H, P], got ", w_hh.sizes());
@@ -69,7 +72,7 @@ void check_weights(const at::Tensor& input, at::TensorList weights, LayerShape& 
               "*H, H] without a projection, got ", w_hh.sizes());
   shape.I = input.size(-1);
   for (int i = 0; i < count; ++i) {
-    const std::string name = weight_name(i, per_direction);
+    const auto name = [&] { return weight_name(i, per_direction); };
     const int within = i % per_direction;
     if (within == 0) check_sizes(name, weights[i], {shape.G * shape.H, shape.I}, "(G*H, I)");
     else if (within == 1) check_sizes(name, weights[i], {shape.G * shape.H, shape.P}, "(G*H, P)");
@@ -114,8 +117,9 @@ LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::Ten
               " tensors or none, got ", states.size());
   const char* const state_names[] = {"states[0] (h0)", "states[1] (c0)"};
   for (std::size_t i = 0; i < states.size(); ++i) {
-    check_like_input(state_names[i], states[i], input);
-    check_sizes(state_names[i], states[i], {shape.D, shape.B, i == 0 ? shape.P : shape.H}, i == 0 ? "(D, B, P)" : "(D, B, H)");
+    const auto name = [&] { return state_names[i]; };
+    check_like_input(name, states[i], input);
+    check_sizes(name, states[i], {shape.D, shape.B, i == 0 ? shape.P : shape.H}, i == 0 ? "(D, B, P)" : "(D, B, H)");
   }
   return shape;
 }

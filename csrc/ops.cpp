@@ -48,20 +48,46 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
   return results;
 }
 
-// One time step: the layer with T = 1.
-Tensors step(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+// One time step. Cells have no time axis and no direction: [B, I] -> [1, B, I], [B, H] -> [1, B, H].
+Tensors with_leading_axis(at::TensorList tensors) {
+  Tensors result;
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.unsqueeze(0));
+  return result;
+}
+
+void check_step(const at::Tensor& input, at::TensorList states) {
   TORCH_CHECK(input.dim() == 2, "input: expected shape [B, I], got ", input.sizes());
-  Tensors with_direction;
-  for (const at::Tensor& state : states) {
+  for (const at::Tensor& state : states)
     TORCH_CHECK(state.dim() == 2, "states: expected shape [B, H], got ", state.sizes());
-    with_direction.push_back(state.unsqueeze(0));
-  }
+}
+
+Tensors step_as_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+  check_step(input, states);
   static const auto layer =
       c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::layer", "").typed<decltype(layer_cpu)>();
-  Tensors results = layer.call(cell, input.unsqueeze(0), with_direction, weights, std::nullopt, false);
-  Tensors next;
-  for (std::size_t i = 1; i < results.size(); ++i) next.push_back(results[i].squeeze(0));
-  return next;
+  Tensors results =
+      layer.call(cell, input.unsqueeze(0), with_leading_axis(states), weights, std::nullopt, false);
+  results.erase(results.begin());
+  for (at::Tensor& state : results) state = state.squeeze(0);
+  return results;
+}
+
+Tensors step_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+  check_step(input, states);
+  const Tensors states_3d = with_leading_axis(states);
+  const at::Tensor input_3d = input.unsqueeze(0);
+  const LayerShape shape = check_layer(cell, input_3d, states_3d, weights, std::nullopt, false);
+  if (!single_step(shape)) return step_as_layer(cell, input, states, weights);
+  Tensors results = step_forward(shape, input_3d, states_3d, weights, false);
+  for (at::Tensor& state : results) state = state.squeeze(0);
+  return results;
+}
+
+Tensors step_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+  if (needs_graph(input, states, weights)) return step_as_layer(cell, input, states, weights);
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::step", "").typed<decltype(step_cpu)>();
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return op.call(cell, input, states, weights);
 }
 
 std::string plan_name(const std::string& cell, int64_t T, int64_t B, int64_t /*I*/, int64_t H, int64_t P, int64_t D,
@@ -99,10 +125,14 @@ TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("layer", layer_cpu);
   m.impl("forward", forward_cpu);
   m.impl("backward", backward_cpu);
+  m.impl("step", step_cpu);
 }
 
-TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("step", step); }
+TORCH_LIBRARY_IMPL(lstm_fused, CompositeExplicitAutograd, m) { m.impl("step", step_as_layer); }
 
-TORCH_LIBRARY_IMPL(lstm_fused, Autograd, m) { m.impl("layer", layer_autograd); }
+TORCH_LIBRARY_IMPL(lstm_fused, Autograd, m) {
+  m.impl("layer", layer_autograd);
+  m.impl("step", step_autograd);
+}
 
 }  // namespace lstm_fused

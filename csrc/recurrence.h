@@ -95,4 +95,23 @@ struct BackwardArgs {
   Compute* unprojected = nullptr;        // [N, H]: o * tanh(c), computed again; only with a projection
 };
 
+// One time step of one direction, on weights in their natural layout.
+inline constexpr int max_step_batch = 8;  // more rows are worth packing the weights
+
+template <class Storage>
+struct StepArgs {
+  std::int64_t batch = 0, I = 0, H = 0;   // B <= max_step_batch
+  const Storage* w_ih = nullptr;          // [G*H, I]
+  const Storage* w_hh = nullptr;          // [G*H, H]
+  const Storage* b_ih = nullptr;          // [G*H] or null
+  const Storage* b_hh = nullptr;          // [G*H] or null
+  const Storage* input = nullptr;         // [B, I]
+  const Storage* h0 = nullptr;            // [B, H]; null: zero
+  const Storage* c0 = nullptr;            // [B, H]; null: zero
+  Storage* h1 = nullptr;                  // [B, H]
+  Storage* c1 = nullptr;                  // [B, H]
+  Storage* saved = nullptr;               // [B, S*H]; null: not kept
+  compute_t<Storage>* cells = nullptr;    // [B, H]; null: not kept
+};
+
 }  // namespace lstm_fused

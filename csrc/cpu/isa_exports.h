@@ -6,6 +6,8 @@
 #include "forward.h"
 #include "kernels.h"
 #include "pack.h"
+#include "step.h"
+#include "sum_columns.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
 
@@ -27,6 +29,10 @@ CellKernels<Storage> find_kernels(std::string_view name) {
     kernels.backward = [](const BackwardArgs<Storage>& args, const Share& share, Barrier& barrier) {
       Backward<Cell, Storage>(args, share, barrier).run();
     };
+    kernels.step = [](const StepArgs<Storage>& args, std::int64_t unit_begin, std::int64_t unit_end) {
+      Step<Cell, Storage>(args).run(unit_begin, unit_end);
+    };
+    kernels.sum_columns = sum_columns<compute_t<Storage>>;
   });
   return kernels;
 }

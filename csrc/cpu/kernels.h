@@ -22,6 +22,10 @@ struct CellKernels {
   void (*pack_rows)(const Storage* W, std::int64_t outputs, std::int64_t K, std::int64_t panel, Compute* packed);
   void (*forward)(const ForwardArgs<Storage>&, const Share&, Barrier&, std::int64_t step_begin, std::int64_t step_end);
   void (*backward)(const BackwardArgs<Storage>&, const Share&, Barrier&);
+  void (*step)(const StepArgs<Storage>&, std::int64_t unit_begin, std::int64_t unit_end);
+  // sums[j] of column j of a matrix [rows, ld], for j in [begin, end)
+  void (*sum_columns)(const Compute* matrix, std::int64_t rows, std::int64_t ld, std::int64_t begin, std::int64_t end,
+                      Compute* sums);
 };
 
 template <class Storage>

@@ -18,6 +18,13 @@ namespace lstm_fused {
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                                       at::TensorList weights, bool save);
 
+// Whether one step of few rows: done on the weights as they lie in memory.
+bool single_step(const LayerShape& shape);
+
+// That step: [h_1 [D, B, H], (c_1)], followed by what backward needs if `save`.
+std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
+                                     at::TensorList weights, bool save);
+
 // Gradients of input, states and weights, in that order; undefined where `needed` is false.
 std::vector<at::Tensor> layer_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input,
                                        at::TensorList states, at::TensorList weights, const at::Tensor& output,
@@ -85,5 +92,6 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
 // of threads either: the product is cut into blocks of fixed size, each done by one thread.
 void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b);
 void multiply_add(at::Tensor out, const at::Tensor& a, const at::Tensor& b);
+at::Tensor multiplied(const at::Tensor& a, const at::Tensor& b);
 
 }  // namespace lstm_fused

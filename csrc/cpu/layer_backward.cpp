@@ -1,6 +1,5 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include "../cells/all_cells.h"
@@ -87,7 +86,7 @@ struct BackwardLayer {
       a.unprojected = mutable_data<Compute>(unprojected[d]);
     }
     if (N > 0) {
-      pack_weights();
+      if (shape.T > 1 || args[0].need_dh0 || shape.projected) pack_weights();
       run_plan(plan, recurrence, kernels.output_panel, kernels.output_panel,
                [&](int d, const Share& share, Barrier& barrier) { kernels.backward(args[d], share, barrier); });
     }
@@ -129,15 +128,15 @@ struct BackwardLayer {
       const auto want = [&](int index) { return needed[first + index]; };
       const at::Tensor d_x = d_gates[d].narrow(1, 0, shape.G * shape.H);
       if (needed[0]) {
-        if (d == 0) d_input = at::mm(d_x, to_compute(w.w_ih));
+        if (d == 0) d_input = multiplied(d_x, to_compute(w.w_ih));
         else multiply_add(d_input, d_x, to_compute(w.w_ih));
       }
-      if (want(0)) results[first] = at::mm(d_x.t(), x).to(dtype);
+      if (want(0)) results[first] = multiplied(d_x.t(), x).to(dtype);
       if (want(1)) results[first + 1] = recurrent_weight_gradient(d).to(dtype);
-      if (shape.bias && want(2)) results[first + 2] = d_x.sum(0).to(dtype);
+      if (shape.bias && want(2)) results[first + 2] = sum_columns(d_x).to(dtype);
       if (shape.bias && want(3)) results[first + 3] = recurrent_bias_gradient(d).to(dtype);
       const int last = shape.weights_per_direction() - 1;
-      if (shape.projected && want(last)) results[first + last] = at::mm(d_projected[d].t(), unprojected[d]).to(dtype);
+      if (shape.projected && want(last)) results[first + last] = multiplied(d_projected[d].t(), unprojected[d]).to(dtype);
     }
     if (needed[0]) results[0] = d_input.reshape(input.sizes()).to(dtype);
     if (!states.empty() && needed[1]) results[1] = dh.to(dtype);
@@ -158,10 +157,22 @@ struct BackwardLayer {
     });
   }
 
+  at::Tensor sum_columns(const at::Tensor& matrix) {
+    constexpr std::int64_t together = 64;  // columns: some cache lines of every row
+    const std::int64_t rows = matrix.size(0), columns = matrix.size(1), blocks = (columns + together - 1) / together;
+    const at::Tensor sums = at::empty({columns}, compute_options);
+    run_team(plan.threads(), [&](int member, int members) {
+      const auto bound = [&](int part) { return std::min(columns, blocks * part / members * together); };
+      kernels.sum_columns(data<Compute>(matrix), rows, matrix.stride(0), bound(member), bound(member + 1),
+                          mutable_data<Compute>(sums));
+    });
+    return sums;
+  }
+
   at::Tensor recurrent_bias_gradient(int d) {
     std::vector<at::Tensor> parts;
     for_recurrent_runs([&](int, int column, int count) {
-      parts.push_back(d_gates[d].narrow(1, column * shape.H, count * shape.H).sum(0));
+      parts.push_back(sum_columns(d_gates[d].narrow(1, column * shape.H, count * shape.H)));
     });
     return parts.size() == 1 ? parts[0] : at::cat(parts);
   }

@@ -1,6 +1,4 @@
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 
@@ -155,6 +153,13 @@ struct ForwardLayer {
 
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                                       at::TensorList weights, bool save) {
+  if (single_step(shape)) {
+    std::vector<at::Tensor> results = step_forward(shape, input, states, weights, save);
+    const at::Tensor output = at::empty(shape.output_sizes(), input.options());
+    output.view({shape.B, shape.D, shape.H}).copy_(results[0].transpose(0, 1));
+    results.insert(results.begin(), output);
+    return results;
+  }
   return with_storage(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     ForwardLayer<Storage> layer{.shape = shape,
@@ -165,9 +170,5 @@ std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor&
     return layer.run();
   });
 }
-
-void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) { at::mm_out(out, a, b); }
-
-void multiply_add(at::Tensor out, const at::Tensor& a, const at::Tensor& b) { out.addmm_(a, b); }
 
 }  // namespace lstm_fused

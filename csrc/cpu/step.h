@@ -1,0 +1,82 @@
+// A single time step on weights as they lie in memory: rearranging them would cost more than it saves. The work is
+// bound by reading W and U once, so a block of `lanes` rows is multiplied with every batch row while in L1.
+#pragma once
+
+#include <algorithm>
+
+#include "pack.h"
+
+namespace lstm_fused::LSTM_FUSED_TARGET {
+
+template <class Cell, class Storage>
+class Step {
+  using Compute = compute_t<Storage>;
+  using V = Vec<Compute>;
+  static constexpr int G = Cell::gates, S = Cell::saved, L = lanes<V>;
+
+ public:
+  Step(const StepArgs<Storage>& args) : a(args) {}
+
+  void run(std::int64_t unit_begin, std::int64_t unit_end) {
+    for (std::int64_t unit = unit_begin; unit < unit_end; unit += L) {
+      const int count = static_cast<int>(std::min<std::int64_t>(L, a.H - unit));
+      for (int g = 0; g < G; ++g) {
+        const std::int64_t row = g * a.H + unit;
+        multiply(a.w_ih + row * a.I, count, a.I, a.input, x[g]);
+        if (a.h0) multiply(a.w_hh + row * a.H, count, a.H, a.h0, r[g]);
+      }
+      for (std::int64_t b = 0; b < a.batch; ++b) update(b, unit, count);
+    }
+  }
+
+ private:
+  // out[b] = the dot products of `count` consecutive weight rows [K] with row b of `source` [B, K].
+  void multiply(const Storage* weights, int count, std::int64_t K, const Storage* source, V (&out)[max_step_batch]) {
+    const Storage* row[L];
+    for (int i = 0; i < L; ++i) row[i] = weights + std::min(i, count - 1) * K;
+    const std::int64_t whole = K - K % L;
+    for (std::int64_t b = 0; b < a.batch; ++b) {
+      V sums[L] = {};
+      for (std::int64_t k = 0; k < whole; k += L) {
+        const V value = load<V>(source + b * K + k);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) sums[i] += load<V>(row[i] + k) * value;
+      }
+      if (whole < K) {
+        const int rest = static_cast<int>(K - whole);
+        const V value = load<V>(source + b * K + whole, rest);
+        for (int i = 0; i < L; ++i) sums[i] += load<V>(row[i] + whole, rest) * value;
+      }
+      transpose<V>(sums);
+#pragma GCC unroll 16
+      for (int width = L / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
+      out[b] = sums[0];
+    }
+  }
+
+  void update(std::int64_t b, std::int64_t unit, int count) {
+    V input[G], recurrent[G], s[S], h0{}, c0{}, c1{};
+    for (int g = 0; g < G; ++g) {
+      input[g] = x[g][b];
+      recurrent[g] = a.h0 ? r[g][b] : V{};
+      if (!a.b_ih) continue;
+      input[g] += load<V>(a.b_ih + g * a.H + unit, count);
+      recurrent[g] += load<V>(a.b_hh + g * a.H + unit, count);
+    }
+    const std::int64_t at = b * a.H + unit;
+    if (Cell::reads_h0 && a.h0) h0 = load<V>(a.h0 + at, count);
+    if (Cell::carries_cell && a.c0) c0 = load<V>(a.c0 + at, count);
+    Cell::update(input, recurrent, h0, c0, s, c1);
+    store(a.h1 + at, Cell::output(s, h0, c1), count);
+    if (Cell::carries_cell) store(a.c1 + at, c1, count);
+    if (!a.saved) return;
+    for (int i = 0; i < S; ++i) store(a.saved + (b * S + i) * a.H + unit, s[i], count);
+    if (Cell::carries_cell) store(a.cells + at, c1, count);
+  }
+
+  const StepArgs<Storage>& a;
+  V x[G][max_step_batch], r[G][max_step_batch];
+};
+
+}  // namespace lstm_fused::LSTM_FUSED_TARGET
