@@ -50,7 +50,8 @@ class Backward {
     return step == 0 || b >= a.sequence.active(before) ? -1 : a.sequence.offset(before) + b;
   }
 
-  V output_gradient(std::int64_t data, std::int64_t unit, int count) const {
+  template <class Count>
+  LSTM_FUSED_INLINE V output_gradient(std::int64_t data, std::int64_t unit, Count count) const {
     return a.d_output ? load<V>(a.d_output + data * a.d_output_ld + unit, count) : V{};
   }
 
@@ -58,15 +59,17 @@ class Backward {
     for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
       const std::int64_t b = row(j), data = a.sequence.offset(t) + b, before = row_before(t, step, b);
       for (std::int64_t unit = share.unit_begin; unit < share.unit_end; unit += L) {
-        const int count = static_cast<int>(std::min<std::int64_t>(L, a.H - unit));
-        const V dh = load<V>(a.dh + b * a.P + unit, count) + output_gradient(data, unit, count);
-        differentiate_unit(data, before, b, unit, count, dh);
+        with_count<L>(unit, a.H, [&](auto count) {
+          const V dh = load<V>(a.dh + b * a.P + unit, count) + output_gradient(data, unit, count);
+          differentiate_unit(data, before, b, unit, count, dh);
+        });
       }
     }
   }
 
+  template <class Count>
   LSTM_FUSED_INLINE void differentiate_unit(std::int64_t data, std::int64_t before, std::int64_t b, std::int64_t unit,
-                                            int count, const V& dh1) {
+                                            Count count, const V& dh1) {
     V s[S], d[S], h0{}, c0{}, c1{}, dc{}, dh0{};
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) s[i] = load<V>(a.saved + (data * S + i) * a.H + unit, count);
@@ -100,13 +103,15 @@ class Backward {
     Panels::run(
         my_rows(a.sequence.active(t)), begin / panel_width, panels(end), a.recurrent, k,
         [&](std::int64_t j) { return a.d_gates + (data + row(j)) * S * a.H; },
+        [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t p = panel * panel_width + v * L;
             if (p >= a.P) return;
-            const int count = static_cast<int>(std::min<std::int64_t>(L, a.P - p));
-            Compute* dh = a.dh + row(j) * a.P + p;
-            store(dh, Cell::reads_h0 ? load<V>(dh, count) + product[v] : product[v], count);
+            with_count<L>(p, a.P, [&](auto count) {
+              Compute* dh = a.dh + row(j) * a.P + p;
+              store(dh, Cell::reads_h0 ? load<V>(dh, count) + product[v] : product[v], count);
+            });
           }
         });
   }
@@ -116,9 +121,10 @@ class Backward {
     for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
       const std::int64_t b = row(j), data = a.sequence.offset(t) + b;
       for (std::int64_t p = share.projected_begin; p < share.projected_end; p += L) {
-        const int count = static_cast<int>(std::min<std::int64_t>(L, a.P - p));
-        store(a.d_projected + data * a.P + p, load<V>(a.dh + b * a.P + p, count) + output_gradient(data, p, count),
-              count);
+        with_count<L>(p, a.P, [&](auto count) {
+          store(a.d_projected + data * a.P + p, load<V>(a.dh + b * a.P + p, count) + output_gradient(data, p, count),
+                count);
+        });
       }
     }
   }
@@ -130,13 +136,15 @@ class Backward {
     Panels::run(
         my_rows(a.sequence.active(t)), share.unit_begin / panel_width, panels(share.unit_end), a.projection,
         Segments{1, whole_row, a.P}, [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * a.P; },
+        [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           const std::int64_t b = row(j), before = row_before(t, step, b);
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t unit = panel * panel_width + v * L;
             if (unit >= a.H) return;
-            const int count = static_cast<int>(std::min<std::int64_t>(L, a.H - unit));
-            differentiate_unit(offset + b, before, b, unit, count, product[v]);
+            with_count<L>(unit, a.H, [&](auto count) {
+              differentiate_unit(offset + b, before, b, unit, count, product[v]);
+            });
           }
         });
   }

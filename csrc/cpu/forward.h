@@ -73,16 +73,22 @@ class Forward {
     Product<G, Compute>::run(
         my_rows(a.sequence.active(t)), share.unit_begin / L, (share.unit_end + L - 1) / L, a.recurrent,
         Segments{1, whole_row, a.P}, [&](std::int64_t j) { return h0 + row(j) * a.P; },
+        [&](std::int64_t j, std::int64_t panel) {
+          for (int g = 0; g < G; ++g) __builtin_prefetch(input_gates(data + row(j)) + g * a.H + panel * L);
+        },
         [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
-          const std::int64_t unit = panel * L;
-          const int count = static_cast<int>(std::min<std::int64_t>(L, a.H - unit));
-          update_unit(data + row(j), row(j), unit, count, product, h0, h1);
+          with_count<L>(panel * L, a.H, [&](auto count) {
+            update_unit(data + row(j), row(j), panel * L, count, product, h0, h1);
+          });
         });
   }
 
-  LSTM_FUSED_INLINE void update_unit(std::int64_t data, std::int64_t b, std::int64_t unit, int count,
+  const Compute* input_gates(std::int64_t data) const { return a.input_gates + (data - a.input_row) * a.input_ld; }
+
+  template <class Count>
+  LSTM_FUSED_INLINE void update_unit(std::int64_t data, std::int64_t b, std::int64_t unit, Count count,
                                      const V (&product)[G], const Compute* h0, Compute* h1) {
-    const Compute* input = a.input_gates + (data - a.input_row) * a.input_ld + unit;
+    const Compute* input = input_gates(data) + unit;
     V x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
@@ -115,13 +121,15 @@ class Forward {
     Product<projection_vectors, Compute>::run(
         my_rows(a.sequence.active(t)), share.projected_begin / width, (share.projected_end + width - 1) / width,
         a.projection, Segments{1, whole_row, a.H}, [&](std::int64_t j) { return a.unprojected + row(j) * a.H; },
+        [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[projection_vectors]) {
           for (int v = 0; v < projection_vectors; ++v) {
             const std::int64_t p = panel * width + v * L;
             if (p >= a.P) return;
-            const int count = static_cast<int>(std::min<std::int64_t>(L, a.P - p));
-            store(h1 + row(j) * a.P + p, product[v], count);
-            store(a.output + (data + row(j)) * a.output_ld + p, product[v], count);
+            with_count<L>(p, a.P, [&](auto count) {
+              store(h1 + row(j) * a.P + p, product[v], count);
+              store(a.output + (data + row(j)) * a.output_ld + p, product[v], count);
+            });
           }
         });
   }

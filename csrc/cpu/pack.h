@@ -37,11 +37,12 @@ template <class Storage>
 void pack_outputs(const Storage* rows, int count, std::int64_t K, int width, compute_t<Storage>* packed) {
   using V = Vec<compute_t<Storage>>;
   for (std::int64_t k = 0; k < K; k += lanes<V>) {
-    const int columns = static_cast<int>(std::min<std::int64_t>(lanes<V>, K - k));
-    V block[lanes<V>] = {};
-    for (int i = 0; i < count; ++i) block[i] = load<V>(rows + i * K + k, columns);
-    transpose<V>(block);
-    for (int i = 0; i < columns; ++i) store<V>(packed + (k + i) * width, block[i]);
+    with_count<lanes<V>>(k, K, [&](auto columns) {
+      V block[lanes<V>] = {};
+      for (int i = 0; i < count; ++i) block[i] = load<V>(rows + i * K + k, columns);
+      transpose<V>(block);
+      for (int i = 0; i < columns; ++i) store<V>(packed + (k + i) * width, block[i]);
+    });
   }
 }
 
@@ -76,8 +77,10 @@ void pack_rows(const Storage* W, std::int64_t outputs, std::int64_t K, std::int6
   for (std::int64_t k = 0; k < K; ++k)
     for (int i = 0; i < width; i += lanes<V>) {
       const std::int64_t first = panel * width + i;
-      const int count = static_cast<int>(std::clamp<std::int64_t>(outputs - first, 0, lanes<V>));
-      store<V>(to + k * width + i, count > 0 ? load<V>(W + k * outputs + first, count) : V{});
+      V values{};
+      if (first < outputs)
+        with_count<lanes<V>>(first, outputs, [&](auto count) { values = load<V>(W + k * outputs + first, count); });
+      store<V>(to + k * width + i, values);
     }
 }
 

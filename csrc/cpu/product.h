@@ -25,7 +25,15 @@ struct Product {
   static constexpr int max_rows = Isa::accumulators / NV;
   static constexpr int row_block = 64;               // rows whose partial sums are kept while a panel is read in pieces
   static constexpr int panel_width = NV * lanes<V>;
-  static constexpr std::int64_t l1_piece = 24 * 1024 / (panel_width * sizeof(Compute));  // k per piece
+
+  // How much of k to take at once so that a piece of the panel, read again for every tile, and the same piece of the
+  // rows stay in L1 together. One tile reads the panel once, and there is nothing to gain.
+  static std::int64_t piece_of(std::int64_t length, std::int64_t rows, std::int64_t tiles) {
+    if (tiles == 1) return length;
+    const std::int64_t fits = std::max<std::int64_t>(32, 24 * 1024 / ((panel_width + rows) * sizeof(Compute)));
+    const std::int64_t pieces = (length + fits - 1) / fits;
+    return (length + pieces - 1) / pieces;
+  }
 
   // Enough independent sums to hide the latency of a fused multiply-add: 8 where the registers allow it.
   static constexpr int panels_for(int rows) { return rows * NV >= 8 ? 1 : 8 / (rows * NV); }
@@ -39,45 +47,62 @@ struct Product {
 #pragma GCC unroll 8
       for (int p = 0; p < panels; ++p) {
         const Compute* w = weights + p * stride + k * panel_width;
-        V column[NV];
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) column[v] = load<V>(w + v * lanes<V>);
+        // The shorter side stays in registers and the longer one streams past: accumulators take all the others.
+        if constexpr (rows < NV) {
+          V x[rows];
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; ++r) {
-          const V x = broadcast<V>(source[r][k]);
+          for (int r = 0; r < rows; ++r) x[r] = broadcast<V>(source[r][k]);
 #pragma GCC unroll 8
-          for (int v = 0; v < NV; ++v) acc[p][r][v] += x * column[v];
+          for (int v = 0; v < NV; ++v) {
+            const V column = load<V>(w + v * lanes<V>);
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; ++r) acc[p][r][v] += x[r] * column;
+          }
+        } else {
+          V column[NV];
+#pragma GCC unroll 8
+          for (int v = 0; v < NV; ++v) column[v] = load<V>(w + v * lanes<V>);
+#pragma GCC unroll 16
+          for (int r = 0; r < rows; ++r) {
+            const V x = broadcast<V>(source[r][k]);
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v) acc[p][r][v] += x * column[v];
+          }
         }
       }
     }
     std::memcpy(sums, acc, sizeof(acc));
   }
 
-  // source(j) is the j-th row; done(j, panel, V sums[NV]) takes its result.
-  template <class Source, class Done>
+  // source(j) is the j-th row; done(j, panel, V sums[NV]) takes its result; soon(j, panel) is called while there is
+  // still a product to compute, to fetch what done will read.
+  template <class Source, class Soon, class Done>
   static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, const Compute* weights,
-                  const Segments& k, Source source, Done done) {
+                  const Segments& k, Source source, Soon soon,
+                  Done done) {
     for (std::int64_t begin = 0; begin < n; begin += row_block) {
       const std::int64_t end = std::min<std::int64_t>(begin + row_block, n);
-      run_block(begin, end, panel_begin, panel_end, weights, k, source, done);
+      run_block(begin, end, panel_begin, panel_end, weights, k, source, soon, done);
     }
   }
 
  private:
-  template <class Source, class Done>
+  template <class Source, class Soon, class Done>
   static void run_block(std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end,
-                        const Compute* weights, const Segments& k, Source source, Done done) {
+                        const Compute* weights, const Segments& k, Source source, Soon soon,
+                  Done done) {
     const std::int64_t rows = row_end - row_begin;
     const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
     const std::int64_t stride = k.count * k.length * panel_width;
-    // One tile reads each panel once: no need to cut it. Several tiles read it again from L1, in pieces.
-    const std::int64_t piece = tiles == 1 ? k.length : std::min(k.length, l1_piece);
+    const std::int64_t piece = piece_of(k.length, rows, tiles);
     V partial[row_block][NV];
 
     const auto tile = [&](auto rows_constant, auto panels_constant, std::int64_t row, std::int64_t panel, int segment,
                           std::int64_t k0, std::int64_t k1) {
       constexpr int R = rows_constant, panels = panels_constant;
       const bool first = segment == 0 && k0 == 0, last = segment == k.count - 1 && k1 == k.length;
+      if (last)
+        for (int r = 0; r < R; ++r) soon(row + r, panel);
       V sums[panels][R][NV] = {};
       if (!first) std::memcpy(sums, partial[(row - row_begin) * panels], sizeof(sums));
       const Compute* from[R];

@@ -118,18 +118,36 @@ LSTM_FUSED_INLINE void store(Float16* p, const V& v) {
   store_bits16<V>(p, half | ((bits >> 16) & 0x8000));
 }
 
-// The last block of a row may hold fewer than `lanes` units.
+// How many of a block's units exist: all lanes, known while compiling, or fewer in the last block of a row.
+template <int n>
+using AllLanes = std::integral_constant<int, n>;
+
+// Calls f(count) with the number of units of the block at `unit` of `all`: a constant for a whole block.
+template <int n, class F>
+LSTM_FUSED_INLINE void with_count(std::int64_t unit, std::int64_t all, F f) {
+  if (unit + n <= all) f(AllLanes<n>{});
+  else f(static_cast<int>(all - unit));
+}
+
+template <class V, class Storage>
+LSTM_FUSED_INLINE V load(const Storage* p, AllLanes<lanes<V>>) {
+  return load<V>(p);
+}
+
 template <class V, class Storage>
 LSTM_FUSED_INLINE V load(const Storage* p, int count) {
-  if (count == lanes<V>) return load<V>(p);
   Storage block[lanes<V>] = {};
   std::memcpy(block, p, count * sizeof(Storage));
   return load<V>(block);
 }
 
 template <class V, class Storage>
+LSTM_FUSED_INLINE void store(Storage* p, const V& v, AllLanes<lanes<V>>) {
+  store<V>(p, v);
+}
+
+template <class V, class Storage>
 LSTM_FUSED_INLINE void store(Storage* p, const V& v, int count) {
-  if (count == lanes<V>) return store<V>(p, v);
   Storage block[lanes<V>];
   store<V>(block, v);
   std::memcpy(p, block, count * sizeof(Storage));

@@ -25,7 +25,8 @@ class Step {
         multiply(a.w_ih + row * a.I, count, a.I, a.input, x[g]);
         if (a.h0) multiply(a.w_hh + row * a.H, count, a.H, a.h0, r[g]);
       }
-      for (std::int64_t b = 0; b < a.batch; ++b) update(b, unit, count);
+      for (std::int64_t b = 0; b < a.batch; ++b)
+        with_count<L>(unit, a.H, [&](auto units) { update(b, unit, units); });
     }
   }
 
@@ -55,7 +56,8 @@ class Step {
     }
   }
 
-  void update(std::int64_t b, std::int64_t unit, int count) {
+  template <class Count>
+  LSTM_FUSED_INLINE void update(std::int64_t b, std::int64_t unit, Count count) {
     V input[G], recurrent[G], s[S], h0{}, c0{}, c1{};
     for (int g = 0; g < G; ++g) {
       input[g] = x[g][b];

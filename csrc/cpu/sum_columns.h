@@ -19,10 +19,11 @@ void sum_columns(const Compute* matrix, std::int64_t rows, std::int64_t ld, std:
     for (int v = 0; v < together; ++v) store<V>(sums + j + v * L, sum[v]);
   }
   for (; j < end; j += L) {
-    const int count = static_cast<int>(end - j < L ? end - j : L);
-    V sum{};
-    for (std::int64_t row = 0; row < rows; ++row) sum += load<V>(matrix + row * ld + j, count);
-    store<V>(sums + j, sum, count);
+    with_count<L>(j, end, [&](auto count) {
+      V sum{};
+      for (std::int64_t row = 0; row < rows; ++row) sum += load<V>(matrix + row * ld + j, count);
+      store<V>(sums + j, sum, count);
+    });
   }
 }
 
