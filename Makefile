@@ -1,0 +1,52 @@
+# make test, make bench, make lint, make sanitize: each makes the environment and the build it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+BIN     = $(VENV)/bin
+CXX    ?= g++
+BENCH  ?= --grid quick --mode both
+SOURCES = setup.py $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: test bench lint format sanitize build wheel clean
+
+test: build
+	$(BIN)/python -m pytest
+
+bench: build
+	$(BIN)/lstm-fused bench $(BENCH) --json build/bench.json --plot build/speedup.png
+	$(BIN)/python benchmarks/experiments/train_shakespeare.py
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.* csrc/*/*.*)
+
+# The kernels alone, without torch, under the compiler's checkers.
+sanitize:
+	$(MAKE) -C tests/sanitize CXX=$(CXX)
+
+build: $(VENV)/.built
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet rich typer hypothesis matplotlib mpmath pytest pytest-benchmark \
+	    pytest-timeout numpy "clang-format>=21,<24" mypy pre-commit ruff
+	touch $@
+
+$(VENV)/.built: $(VENV)/.ready $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+wheel: $(VENV)/.ready
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist $(VENV) lstm_fused/*.so

@@ -1,0 +1,177 @@
+"""The operators ``lstm_fused::layer`` and ``lstm_fused::step``: loading, shape (fake) rules, guarded calls.
+
+Eager calls go straight to the C++ Autograd kernel, whose thin path decides the time of small shapes. That
+kernel knows reverse mode only: under a functorch transform, or with forward-mode tangents, it would drop
+derivatives without a word, so the wrappers here refuse those first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch.autograd import forward_ad
+
+GATES = {"lstm": 4, "gru": 3}  # gates a unit has: rows of a weight matrix by unit
+SAVED = 4  # values by unit and step that backward needs beside c_t: i f g o, or r z n and U_n h + b_hn
+
+
+def _load() -> None:
+    """Loads the kernels' library, which registers the operators.
+
+    Raises:
+        ImportError: the library was never built, or was built for another torch.
+    """
+    folder = Path(__file__).parent
+    built = [p for pattern in ("_C*.so", "_C*.dylib", "_C*.pyd", "_C*.dll") for p in folder.glob(pattern)]
+    if not built:
+        raise ImportError(
+            f"lstm_fused: its compiled kernels (a file _C*.so in {folder}) are missing. "
+            "Install with 'pip install .', or build in place with 'python setup.py build_ext --inplace'."
+        )
+    library = max(built, key=lambda p: p.stat().st_mtime)  # an older file of another Python may lie beside it
+    try:
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise ImportError(
+            f"lstm_fused: {library} does not load into torch {torch.__version__}; it was built for "
+            "another torch, or for another machine. Build it again with this torch installed. "
+            f"The loader said: {error}"
+        ) from error
+
+
+_load()
+_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.layer.default
+_step: Callable[..., list[Tensor]] = torch.ops.lstm_fused.step.default
+
+
+def _fake_forward(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+    save: bool = True,
+) -> list[Tensor]:
+    """What ``lstm_fused::forward`` returns, without values; without what it saves for backward, ``layer``."""
+    for name, tensors in (("states", states), ("weights", weights)):
+        for k, tensor in enumerate(tensors):
+            if tensor.device != input.device or tensor.dtype != input.dtype:
+                raise RuntimeError(
+                    f"{name}[{k}]: expected device {input.device} and dtype {input.dtype} as input's, "
+                    f"got {tensor.device} and {tensor.dtype}"
+                )
+    D = 2 if bidirectional else 1
+    H, P = weights[1].shape[0] // GATES[cell], weights[1].shape[1]
+    if batch_sizes is None:
+        B: int | torch.SymInt = input.shape[1]
+    else:  # B is the value of batch_sizes[0], which shapes do not tell
+        B = states[0].shape[1] if states else torch.library.get_ctx().new_dynamic_size()
+    results = [input.new_empty(*input.shape[:-1], D * P), input.new_empty(D, B, P)]
+    if cell == "lstm":
+        results.append(input.new_empty(D, B, H))
+    if save:
+        N = math.prod(input.shape[:-1])
+        compute = torch.float64 if input.dtype == torch.float64 else torch.float32
+        for _ in range(D):
+            results.append(input.new_empty(N, SAVED * H))
+            if cell == "lstm":
+                results.append(input.new_empty(N, H, dtype=compute))
+    return results
+
+
+def _fake_layer(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> list[Tensor]:
+    return _fake_forward(cell, input, states, weights, batch_sizes, bidirectional, save=False)
+
+
+def _fake_backward(
+    cell: str,
+    grads: Sequence[Tensor | None],
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+    output: Tensor,
+    saved: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    tensors = (input, *states, *weights)
+    return [input.new_empty(t.shape if need else (0,)) for t, need in zip(tensors, needed, strict=True)]
+
+
+torch.library.register_fake("lstm_fused::layer", _fake_layer)
+torch.library.register_fake("lstm_fused::forward", _fake_forward)
+torch.library.register_fake("lstm_fused::backward", _fake_backward)
+
+
+def layer(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> list[Tensor]:
+    """One recurrent layer over a whole sequence, in one or both directions.
+
+    Args:
+        cell: "lstm" or "gru".
+        input: [T, B, I], or packed data [N, I] with ``batch_sizes``; float32, float64, bfloat16 or float16.
+        states: none (zeros), or h0 [D, B, P] and, for the LSTM, c0 [D, B, H]; packed data: rows in sorted
+            order.
+        weights: per direction w_ih [G*H, I], w_hh [G*H, P], then b_ih [G*H] and b_hh [G*H] or neither, then
+            w_hr [P, H] or not.
+        batch_sizes: rows at each step, int64 [T] on the CPU, non-increasing; or None.
+        bidirectional: D = 2 instead of 1.
+
+    Returns:
+        output [T, B, D*P] or [N, D*P], h_n [D, B, P] and, for the LSTM, c_n [D, B, H].
+
+    Raises:
+        RuntimeError: a tensor of wrong shape, dtype or device, by name.
+        NotImplementedError: under functorch transforms, or with forward-mode tangents.
+    """
+    if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        _refuse_transforms(f"lstm_fused.{cell}", (input, *states, *weights))
+    return _layer(cell, input, states, weights, batch_sizes, bidirectional)
+
+
+def step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """One time step: ``input`` [B, I], ``states`` none or h [B, H] (and c [B, H]); returns the new states.
+
+    ``weights`` are w_ih [G*H, I], w_hh [G*H, H] and, both or neither, b_ih [G*H] and b_hh [G*H]. Raises as
+    ``layer``.
+    """
+    if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        _refuse_transforms(f"lstm_fused.{cell}_cell", (input, *states, *weights))
+    return _step(cell, input, states, weights)
+
+
+def _refuse_transforms(name: str, tensors: Sequence[Tensor]) -> None:
+    if _are_functorch_transforms_active():
+        transform = torch._C._functorch.peek_interpreter_stack().key().name.lower()
+        raise NotImplementedError(
+            f"{name}: torch.func transforms (grad, vjp, jvp, vmap, jacrev, hessian) are not supported yet; "
+            f"this call is inside '{transform}'. Use torch.autograd (loss.backward, torch.autograd.grad), or "
+            "the layers of torch.nn (lstm_fused.revert(model))."
+        )
+    for index, tensor in enumerate(tensors):
+        if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NotImplementedError(
+                f"{name}: forward-mode differentiation (torch.autograd.forward_ad) is not supported yet; "
+                f"tensor {index} of (input, states, weights), of shape {list(tensor.shape)}, carries a "
+                "tangent. Use reverse mode, or the layers of torch.nn (lstm_fused.revert(model))."
+            )

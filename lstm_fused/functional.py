@@ -1,0 +1,229 @@
+"""LSTM and GRU as pure functions of input, states and weights: stacking, dropout between layers, autocast.
+
+Shapes: T steps, B rows, I input size, H hidden size, P output size (the LSTM's projection, else H), D
+directions (1 or 2), L layers, G gates (LSTM 4: i f g o, GRU 3: r z n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch._C import _is_any_autocast_enabled
+from torch.nn.functional import dropout as zero_elements
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _checks, _ops
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
+
+# Input of either form; the output has the same.
+Steps = TypeVar("Steps", Tensor, PackedSequence)
+
+
+def lstm(
+    input: Steps,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Steps, tuple[Tensor, Tensor]]:
+    """A stack of LSTM layers (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+
+        i_t = sigmoid(W_i x_t + U_i h_{t-1} + b_i)
+        f_t = sigmoid(W_f x_t + U_f h_{t-1} + b_f)
+        g_t = tanh   (W_g x_t + U_g h_{t-1} + b_g)
+        o_t = sigmoid(W_o x_t + U_o h_{t-1} + b_o)
+        c_t = f_t * c_{t-1} + i_t * g_t
+        h_t = o_t * tanh(c_t), or W_hr (o_t * tanh(c_t)) with a projection
+
+    Args:
+        input: [T, B, I] ([B, T, I] if ``batch_first``), unbatched [T, I], or a PackedSequence; float32,
+            float64, bfloat16 or float16, like all other tensors.
+        hx: (h_0 [L*D, B, P], c_0 [L*D, B, H]), unbatched without B; None is zeros. Beside a PackedSequence,
+            rows in the order of the batch before it was sorted.
+        weights: layer by layer and within it direction by direction, as
+            ``list(torch.nn.LSTM(...).parameters())``: w_ih [4*H, I or D*P], w_hh [4*H, P], then b_ih [4*H]
+            and b_hh [4*H] or neither, then w_hr [P, H] or not.
+        num_layers: L; the output of a layer is the input of the next.
+        dropout: probability with which an element between two layers is zeroed, if ``training``.
+        bidirectional: each layer runs both ways, its outputs side by side.
+
+    Returns:
+        output [T, B, D*P], laid out as ``input``, and (h_n [L*D, B, P], c_n [L*D, B, H]).
+
+    Under ``torch.autocast`` the tensors are cast to its dtype (float64 is left alone), and so are the
+    results.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument of wrong kind, shape, dtype or device, by name.
+        NotImplementedError: under torch.func transforms, or with forward-mode tangents.
+    """
+    states = () if hx is None else _checks.pair("lstm", hx)
+    p = dropout if training else 0.0
+    output, (h_n, c_n) = _sequence("lstm", input, states, weights, num_layers, p, bidirectional, batch_first)
+    return output, (h_n, c_n)
+
+
+def gru(
+    input: Steps,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Steps, Tensor]:
+    """A stack of GRU layers (Cho et al. 2014; in PyTorch's form the reset gate acts after the product).
+
+        r_t = sigmoid(W_r x_t + b_ir + U_r h_{t-1} + b_hr)
+        z_t = sigmoid(W_z x_t + b_iz + U_z h_{t-1} + b_hz)
+        n_t = tanh   (W_n x_t + b_in + r_t * (U_n h_{t-1} + b_hn))
+        h_t = (1 - z_t) * n_t + z_t * h_{t-1}
+
+    Args:
+        input: as for ``lstm``.
+        hx: h_0 [L*D, B, H], unbatched [L*D, H]; None is zeros.
+        weights: as for ``lstm``, with 3*H rows and no w_hr.
+        num_layers, dropout, training, bidirectional, batch_first: as for ``lstm``.
+
+    Returns:
+        output [T, B, D*H], laid out as ``input``, and h_n [L*D, B, H].
+
+    Autocast and errors: as for ``lstm``.
+    """
+    states = () if hx is None else (hx,)
+    p = dropout if training else 0.0
+    output, (h_n,) = _sequence("gru", input, states, weights, num_layers, p, bidirectional, batch_first)
+    return output, h_n
+
+
+def lstm_cell(input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """One time step of ``lstm``, without projection.
+
+    Args:
+        input: [B, I], or unbatched [I].
+        hx: (h_0 [B, H], c_0 [B, H]), unbatched [H] each; None is zeros.
+        weights: w_ih [4*H, I], w_hh [4*H, H] and, both or neither, b_ih [4*H], b_hh [4*H].
+
+    Returns:
+        (h_1, c_1), shaped as ``hx``. Autocast and errors: as for ``lstm``.
+    """
+    h_1, c_1 = _step("lstm", input, () if hx is None else _checks.pair("lstm_cell", hx), weights)
+    return h_1, c_1
+
+
+def gru_cell(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
+    """One time step of ``gru``.
+
+    Args:
+        input: [B, I], or unbatched [I].
+        hx: h_0 [B, H], unbatched [H]; None is zeros.
+        weights: w_ih [3*H, I], w_hh [3*H, H] and, both or neither, b_ih [3*H], b_hh [3*H].
+
+    Returns:
+        h_1, shaped as ``hx``. Autocast and errors: as for ``lstm``.
+    """
+    return _step("gru", input, () if hx is None else (hx,), weights)[0]
+
+
+def _sequence(
+    cell: str,
+    input: Steps,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    L: int,
+    dropout: float,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Steps, Sequence[Tensor]]:
+    """Brings every form of input to the one the kernels take, and the results back."""
+    options = (L, dropout, bool(bidirectional))
+    if isinstance(input, PackedSequence):
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        _checks.packed(cell, data, batch_sizes, states, weights, L, bidirectional)
+        if sorted_indices is not None:
+            states = [s.index_select(1, sorted_indices) for s in states]
+        output, states = _layers(cell, data, states, weights, batch_sizes, *options)
+        if unsorted_indices is not None:
+            states = [s.index_select(1, unsorted_indices) for s in states]
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
+
+    _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
+    if input.dim() == 2:
+        states = [s.unsqueeze(1) for s in states]
+        output, states = _layers(cell, input.unsqueeze(1), states, weights, None, *options)
+        return output.squeeze(1), [s.squeeze(1) for s in states]
+    if batch_first:
+        output, states = _layers(cell, input.transpose(0, 1), states, weights, None, *options)
+        return output.transpose(0, 1), states
+    return _layers(cell, input, states, weights, None, *options)
+
+
+def _layers(
+    cell: str,
+    x: Tensor,  # [T, B, I], or packed [N, I]
+    states: Sequence[Tensor],  # none, or [L*D, B, P] and for the LSTM [L*D, B, H]
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    L: int,
+    dropout: float,
+    bidirectional: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    if _is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+        return cast(
+            "tuple[Tensor, Sequence[Tensor]]",
+            _autocast(_layers, cell, x, states, weights, batch_sizes, L, dropout, bidirectional),
+        )
+    if L == 1:
+        output, *finals = _ops.layer(cell, x, states, weights, batch_sizes, bidirectional)
+        return output, finals
+
+    per_layer = len(weights) // L
+    initial = [torch.split(s, 2 if bidirectional else 1) for s in states]
+    final: list[Sequence[Tensor]] = []
+    for k in range(L):
+        if dropout and k:
+            x = zero_elements(x, dropout)
+        layer_weights = weights[k * per_layer : (k + 1) * per_layer]
+        x, *finals = _ops.layer(cell, x, [s[k] for s in initial], layer_weights, batch_sizes, bidirectional)
+        final.append(finals)
+    return x, [torch.cat(s) for s in zip(*final, strict=True)]
+
+
+def _step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    _checks.step(cell, input, states, weights)
+    if input.dim() == 1:
+        unbatched = _step(cell, input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights)
+        return [s.squeeze(0) for s in unbatched]
+    if _is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
+        return cast("Sequence[Tensor]", _autocast(_ops.step, cell, input, states, weights))
+    return _ops.step(cell, input, states, weights)
+
+
+def _autocast(
+    function: Callable[..., Any],
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *rest: object,
+) -> object:
+    """Calls ``function`` on tensors in the autocast dtype, but without autocast for the products inside."""
+    device = input.device.type
+    dtype = torch.get_autocast_dtype(device)
+
+    def lower(tensor: Tensor) -> Tensor:
+        # float64 was asked for by name; torch's autocast leaves it alone, too
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+    with torch.autocast(device, enabled=False):
+        return function(cell, lower(input), [lower(s) for s in states], [lower(w) for w in weights], *rest)

@@ -1,0 +1,274 @@
+"""Drop-in modules: constructor, parameters, initial values, ``state_dict`` and results of torch.nn's.
+
+They build on ``torch.nn.RNNBase`` and ``RNNCellBase``, which lay out and initialise the parameters, but not
+on ``torch.nn.LSTM`` itself: torch.compile breaks its graph at every instance of that, ``isinstance``
+included.
+"""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.nn import Module, RNNBase
+from torch.nn.modules.rnn import RNNCellBase
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+
+__all__ = ["GRU", "LSTM", "GRUCell", "LSTMCell"]
+
+
+class _Recurrent(RNNBase):
+    """What LSTM and GRU share: parameters are looked up by name at each call, nothing is kept beside them.
+
+    RNNBase keeps a second list of its weights for cuDNN, which parametrisations, ``functional_call`` and the
+    like must then be followed with. Here that list is a view, and the upkeep does nothing.
+    """
+
+    def _weights(self) -> list[Tensor]:
+        parameters = self._parameters
+        try:
+            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
+        except KeyError:  # a parametrisation, weight_norm, pruning: what the name stands for is computed
+            return [getattr(self, name) for name in self._flat_weights_names]
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:  # type: ignore[override]
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels read each weight where it lies."""
+
+    def _init_flat_weights(self) -> None: ...
+
+    def _update_flat_weights(self) -> None: ...
+
+    __setattr__ = Module.__setattr__  # type: ignore[assignment]
+    __getstate__ = Module.__getstate__
+    __setstate__ = Module.__setstate__
+    _replicate_for_data_parallel = Module._replicate_for_data_parallel
+
+
+class LSTM(_Recurrent):
+    """Drop-in for ``torch.nn.LSTM``: same arguments, parameters and results, computed by fused kernels.
+
+        i_t = sigmoid(W_i x_t + U_i h_{t-1} + b_i)        f_t = sigmoid(W_f x_t + U_f h_{t-1} + b_f)
+        g_t = tanh   (W_g x_t + U_g h_{t-1} + b_g)        o_t = sigmoid(W_o x_t + U_o h_{t-1} + b_o)
+        c_t = f_t * c_{t-1} + i_t * g_t                   h_t = o_t * tanh(c_t)
+
+    Args:
+        input_size: features of a time step, I.
+        hidden_size: hidden units, H.
+        num_layers: L layers, each the input of the next.
+        bias: False leaves b_ih and b_hh out.
+        batch_first: input and output are [B, T, *] instead of [T, B, *]; states are not affected.
+        dropout: probability with which elements of every layer's output but the last's are zeroed in
+            training.
+        bidirectional: D = 2 directions, outputs side by side.
+        proj_size: P > 0 projects h_t to that many features (LSTMP); 0 does not, P = H.
+        device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+
+    Inputs: ``input`` [T, B, I] (unbatched [T, I]) or a PackedSequence; optionally ``hx``, the pair h_0 [L*D,
+    B, P] and c_0 [L*D, B, H] (unbatched without B), zeros by default.
+
+    Outputs: ``output`` [T, B, D*P], a PackedSequence if the input was, and the pair (h_n, c_n), shaped as
+    ``hx``.
+
+    Parameters, for layer k, and with the suffix ``_reverse`` for the second direction: ``weight_ih_l{k}``
+    [4*H, I or D*P], ``weight_hh_l{k}`` [4*H, P], ``bias_ih_l{k}`` and ``bias_hh_l{k}`` [4*H],
+    ``weight_hr_l{k}`` [P, H]; gates in the order i f g o; initial values uniform in [-1, 1] / sqrt(H).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as ``torch.nn.LSTM`` does, naming argument, expectation and what
+            came.
+        NotImplementedError: under torch.func transforms, or with forward-mode tangents.
+    """
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    @overload
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
+        """Runs the layers over ``input``; see the class for shapes."""
+        return functional.lstm(
+            input,
+            hx,
+            self._weights(),
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+        )
+
+    # RNNBase's helpers, which nn.LSTM has for pairs of states: not for forward, but for callers of nn.LSTM's.
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        """Shape of c_0 for this input: [L*D, B, H]."""
+        rows, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return rows, batch, self.hidden_size
+
+    def check_forward_args(  # type: ignore[override]
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """Raises if ``input`` or ``hidden`` does not fit, as ``torch.nn.LSTM.check_forward_args``."""
+        self.check_input(input, batch_sizes)
+        h_size = self.get_expected_hidden_size(input, batch_sizes)
+        c_size = self.get_expected_cell_size(input, batch_sizes)
+        self.check_hidden_size(hidden[0], h_size, "Expected hidden[0] size {}, got {}")
+        self.check_hidden_size(hidden[1], c_size, "Expected hidden[1] size {}, got {}")
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of both states in the order of ``permutation`` [B]."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+
+class GRU(_Recurrent):
+    """Drop-in for ``torch.nn.GRU``: same arguments, parameters and results, computed by fused kernels.
+
+        r_t = sigmoid(W_r x_t + b_ir + U_r h_{t-1} + b_hr)
+        z_t = sigmoid(W_z x_t + b_iz + U_z h_{t-1} + b_hz)
+        n_t = tanh   (W_n x_t + b_in + r_t * (U_n h_{t-1} + b_hn))
+        h_t = (1 - z_t) * n_t + z_t * h_{t-1}
+
+    Arguments, inputs, outputs and errors are ``LSTM``'s, without proj_size; the state is one tensor, h_0
+    [L*D, B, H]. Parameters have 3*H rows, gates in the order r z n.
+    """
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__("GRU", *args, **kwargs)
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+        """Runs the layers over ``input``; see ``LSTM`` for shapes."""
+        return functional.gru(
+            input,
+            hx,
+            self._weights(),
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+        )
+
+
+class _Cell(RNNCellBase):
+    def _weights(self) -> list[Tensor]:
+        names = _WITH_BIAS if self.bias else _WITHOUT_BIAS
+        parameters = self._parameters
+        try:
+            return [parameters[name] for name in names]  # type: ignore[misc]
+        except KeyError:  # as in _Recurrent
+            return [getattr(self, name) for name in names]
+
+
+_WITHOUT_BIAS = ("weight_ih", "weight_hh")
+_WITH_BIAS = (*_WITHOUT_BIAS, "bias_ih", "bias_hh")
+
+
+class LSTMCell(_Cell):
+    """Drop-in for ``torch.nn.LSTMCell``: one time step of ``LSTM``.
+
+    Args:
+        input_size: I. hidden_size: H. bias: False leaves the biases out. device, dtype: of the parameters.
+
+    Inputs: ``input`` [B, I] or [I], and optionally the pair (h_0, c_0), [B, H] or [H] each, zeros by default.
+
+    Outputs: (h_1, c_1), shaped as the pair.
+
+    Parameters: ``weight_ih`` [4*H, I], ``weight_hh`` [4*H, H], ``bias_ih`` and ``bias_hh`` [4*H].
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Advances the state by one step; see the class for shapes."""
+        return functional.lstm_cell(input, hx, self._weights())
+
+
+class GRUCell(_Cell):
+    """Drop-in for ``torch.nn.GRUCell``: one time step of ``GRU``.
+
+    Arguments, inputs and parameters are ``LSTMCell``'s, with 3*H rows; the state is one tensor, [B, H] or
+    [H].
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Advances the state by one step; see ``LSTMCell`` for shapes."""
+        return functional.gru_cell(input, hx, self._weights())
