@@ -1,0 +1,83 @@
+"""Arguments for the raw operators, ``torch.ops.lstm_fused.layer`` and ``step``, beneath the modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cases
+import numpy as np
+import oracles
+import torch
+from cases import Case
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+
+@dataclass
+class Arguments:
+    """Arguments of ``torch.ops.lstm_fused.layer``, random, with names for the tensors that can take a gradient."""
+
+    cell: str
+    input: Tensor  # [T, B, I] or [N, I]
+    states: list[Tensor]
+    weights: list[Tensor]
+    batch_sizes: Tensor | None
+    bidirectional: bool
+    names: list[str]  # of [input, *states, *weights]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.input, *self.states, *self.weights]
+
+    def call(self, tensors: list[Tensor] | tuple[Tensor, ...] | None = None) -> list[Tensor]:
+        """Runs the operator, on other tensors in the place of [input, *states, *weights] if given."""
+        x, *rest = self.tensors if tensors is None else tensors
+        states, weights = rest[: len(self.states)], rest[len(self.states) :]
+        out: list[Tensor] = torch.ops.lstm_fused.layer(
+            self.cell, x, states, weights, self.batch_sizes, self.bidirectional
+        )
+        return out
+
+
+def arguments(case: Case, seed: int = 0, requires_grad: bool = True) -> Arguments:
+    """The raw operator's arguments for a case of one layer (rows of packed data come sorted)."""
+    given = cases.data(case, seed)
+    assert case.layers == 1
+
+    def tensor(array: oracles.Array) -> Tensor:
+        t = torch.from_numpy(array).to(case.dtype)
+        return (cases.as_strided(t) if case.layout == "strided" else t.clone()).requires_grad_(requires_grad)
+
+    x, batch_sizes = torch.from_numpy(given.arrays["x"]).to(case.dtype), None
+    if case.packed:
+        packed = pack_padded_sequence(x, torch.tensor(sorted(given.lengths, reverse=True)))
+        x, batch_sizes = packed.data, packed.batch_sizes
+    state_names = (["h0", "c0"] if case.cell == "lstm" else ["h0"]) if case.hx else []
+    return Arguments(
+        case.cell,
+        tensor(np.asarray(x.double().numpy())),
+        [tensor(given.arrays[name]) for name in state_names],
+        [tensor(array) for array in given.parameters.values()],
+        batch_sizes,
+        case.bidirectional,
+        ["input", *state_names, *given.parameters],
+    )
+
+
+def exact_projection(a: Arguments) -> Arguments:
+    """The same layer with an input projection, and a gradient of the input, that no order of summation can change.
+
+    Inputs are multiples of 1/8 of size at most 2 and biases of 1/16, so that sums of a few of them are exact; each
+    column of W_ih holds a single 1, so that dx = dgates W_ih has one term an element. Whatever bits a vendor GEMM may
+    choose elsewhere, these come out the same, and what is left is what our own kernels compute.
+    """
+    with torch.no_grad():
+        a.input.copy_((a.input * 8).round().clamp(-16, 16) / 8)
+        for name, tensor in zip(a.names, a.tensors, strict=True):
+            if name.startswith("weight_ih"):
+                gates, inputs = tensor.shape
+                tensor.zero_()
+                tensor[torch.arange(inputs) * 5 % gates, torch.arange(inputs)] = 1.0
+            elif name.startswith("bias"):
+                tensor.copy_((tensor * 16).round() / 16)
+    return a

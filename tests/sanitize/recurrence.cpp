@@ -1,0 +1,210 @@
+// Runs forward, backward and the single step over a table of shapes, cells, element types and plans. Every buffer is a
+// heap block of its exact size, so that the sanitizers see a step outside; results of all plans must be the same bits.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cpu/plan.h"
+
+using namespace lstm_fused;
+
+namespace {
+
+struct Shape {
+  std::int64_t T, B, H, P;
+  bool reverse, ragged;
+};
+
+const Shape shapes[] = {
+    {1, 1, 1, 1, false, false},  {3, 2, 7, 7, false, false},   {4, 5, 33, 33, true, false},  {5, 7, 40, 40, false, true},
+    {5, 9, 17, 17, true, true},  {3, 4, 35, 19, false, false}, {4, 6, 50, 33, true, true},   {2, 70, 16, 16, false, false},
+};
+const Plan plans[] = {{1, 1, 1}, {1, 3, 1}, {1, 1, 2}, {1, 1, 4}, {1, 2, 2}};
+
+std::mt19937 random_bits(7);
+
+double uniform() { return std::uniform_real_distribution<double>(-1, 1)(random_bits); }
+
+void fill(float& x) { x = static_cast<float>(uniform()); }
+void fill(double& x) { x = uniform(); }
+void fill(BFloat16& x) { x.bits = static_cast<std::uint16_t>(0x3e00 + random_bits() % 0x100 + (random_bits() % 2 << 15)); }
+void fill(Float16& x) { x.bits = static_cast<std::uint16_t>(0x3000 + random_bits() % 0x800 + (random_bits() % 2 << 15)); }
+
+template <class T>
+std::vector<T> random_values(std::int64_t count) {
+  std::vector<T> values(count);
+  for (T& x : values) fill(x);
+  return values;
+}
+
+template <class Storage>
+void copy_bytes(std::vector<unsigned char>& to, const std::vector<Storage>& from) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(from.data());
+  to.insert(to.end(), bytes, bytes + from.size() * sizeof(Storage));
+}
+
+void run_workers(const Plan& plan, const RecurrenceShape& shape, int panel, int outputs, const auto& work) {
+  std::vector<std::unique_ptr<Barrier>> barriers;
+  for (int i = 0; i < plan.rows; ++i) barriers.push_back(std::make_unique<Barrier>(plan.units));
+  run_team(plan.threads(), [&](int member, int) {
+    work(share_of(plan, member, shape, panel, outputs), *barriers[member / plan.units]);
+  });
+}
+
+// The bytes of every result under one plan.
+template <class Storage>
+std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int G, const Shape& s, const Plan& plan) {
+  using Compute = compute_t<Storage>;
+  random_bits.seed(11);
+  const CellKernels<Storage> kernels = isa.kernels<Storage>(cell);
+  const bool projected = s.P != s.H;
+  constexpr int S = 4;
+  std::vector<std::int64_t> sizes, offsets;
+  std::int64_t N = 0;
+  for (std::int64_t t = 0; t < s.T; ++t) {
+    sizes.push_back(s.ragged ? std::max<std::int64_t>(1, s.B - 2 * t) : s.B);
+    offsets.push_back(N);
+    N += sizes.back();
+  }
+  const Sequence sequence = {s.T, s.B, s.reverse, s.ragged ? sizes.data() : nullptr, s.ragged ? offsets.data() : nullptr};
+  const auto panels = [](std::int64_t n, int width) { return (n + width - 1) / width; };
+
+  const auto U = random_values<Storage>(G * s.H * s.P), W = random_values<Storage>(s.P * s.H);
+  std::vector<Compute> packed(panels(s.H, kernels.unit_panel) * s.P * G * kernels.unit_panel);
+  std::vector<Compute> packed_W(panels(s.P, kernels.output_panel) * s.H * kernels.output_panel);
+  for (std::int64_t i = 0; i < panels(s.H, kernels.unit_panel); ++i) kernels.pack_gates(U.data(), s.H, s.P, i, packed.data());
+  for (std::int64_t i = 0; i < panels(s.P, kernels.output_panel); ++i)
+    kernels.pack_columns(W.data(), s.P, s.H, i, packed_W.data());
+
+  const auto bias_x = random_values<Compute>(G * s.H), bias_h = random_values<Compute>(G * s.H);
+  const auto h0 = random_values<Compute>(s.B * s.P), c0 = random_values<Compute>(s.B * s.H);
+  const auto gates = random_values<Compute>(N * G * s.H);
+  std::vector<Storage> saved(N * S * s.H), output(N * s.P);
+  std::vector<Compute> cells(N * s.H), h(2 * s.B * s.P), h_n(s.B * s.P), c(s.B * s.H), unprojected(s.B * s.H);
+  ForwardArgs<Storage> f;
+  f.sequence = sequence;
+  f.H = s.H;
+  f.P = s.P;
+  f.recurrent = packed.data();
+  f.projection = projected ? packed_W.data() : nullptr;
+  f.bias_x = bias_x.data();
+  f.bias_h = bias_h.data();
+  f.h0 = h0.data();
+  f.c0 = c0.data();
+  f.input_gates = gates.data();
+  f.input_ld = G * s.H;
+  f.saved = saved.data();
+  f.cells = cells.data();
+  f.output = output.data();
+  f.output_ld = s.P;
+  f.h = h.data();
+  f.h_n = h_n.data();
+  f.c = c.data();
+  f.unprojected = unprojected.data();
+  const RecurrenceShape shape = {s.T, s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel, projected};
+  run_workers(plan, shape, kernels.unit_panel, kernels.output_panel, [&](const Share& share, Barrier& barrier) {
+    kernels.forward(f, share, barrier, 0, s.T / 2);
+    barrier.wait();
+    kernels.forward(f, share, barrier, s.T / 2, s.T);
+  });
+
+  std::vector<Compute> rows(panels(s.P, kernels.output_panel) * G * s.H * kernels.output_panel);
+  std::vector<Compute> rows_W(panels(s.H, kernels.output_panel) * s.P * kernels.output_panel);
+  for (std::int64_t i = 0; i < panels(s.P, kernels.output_panel); ++i)
+    kernels.pack_rows(U.data(), s.P, G * s.H, i, rows.data());
+  for (std::int64_t i = 0; i < panels(s.H, kernels.output_panel); ++i)
+    kernels.pack_rows(W.data(), s.H, s.P, i, rows_W.data());
+  const auto d_output = random_values<Storage>(N * s.P), h0_storage = random_values<Storage>(s.B * s.P);
+  auto dh = random_values<Compute>(s.B * s.P), dc = random_values<Compute>(s.B * s.H);
+  std::vector<Compute> d_gates(N * S * s.H), d_projected(N * s.P), unprojected_all(N * s.H);
+  BackwardArgs<Storage> b;
+  b.sequence = sequence;
+  b.H = s.H;
+  b.P = s.P;
+  b.recurrent = rows.data();
+  b.projection = projected ? rows_W.data() : nullptr;
+  b.saved = saved.data();
+  b.cells = cells.data();
+  b.output = output.data();
+  b.output_ld = s.P;
+  b.h0 = h0_storage.data();
+  b.c0 = c0.data();
+  b.d_output = d_output.data();
+  b.d_output_ld = s.P;
+  b.dh = dh.data();
+  b.dc = dc.data();
+  b.d_gates = d_gates.data();
+  b.d_projected = d_projected.data();
+  b.unprojected = unprojected_all.data();
+  run_workers(plan, shape, kernels.output_panel, kernels.output_panel,
+              [&](const Share& share, Barrier& barrier) { kernels.backward(b, share, barrier); });
+
+  std::vector<Compute> sums(S * s.H);
+  kernels.sum_columns(d_gates.data(), N, S * s.H, 0, S * s.H, sums.data());
+  std::vector<unsigned char> bytes;
+  copy_bytes(bytes, saved);
+  copy_bytes(bytes, output);
+  for (const auto* part : {&h_n, &dh, &d_gates, &sums}) copy_bytes(bytes, *part);
+  if (G == 4) copy_bytes(bytes, cells);
+  return bytes;
+}
+
+template <class Storage>
+void run_step(const IsaKernels& isa, const char* cell, int G, std::int64_t B, std::int64_t I, std::int64_t H) {
+  const CellKernels<Storage> kernels = isa.kernels<Storage>(cell);
+  const auto w_ih = random_values<Storage>(G * H * I), w_hh = random_values<Storage>(G * H * H);
+  const auto b_ih = random_values<Storage>(G * H), b_hh = random_values<Storage>(G * H);
+  const auto input = random_values<Storage>(B * I), h0 = random_values<Storage>(B * H), c0 = random_values<Storage>(B * H);
+  std::vector<Storage> h1(B * H), c1(B * H), saved(B * 4 * H);
+  std::vector<compute_t<Storage>> cells(B * H);
+  StepArgs<Storage> args;
+  args.batch = B;
+  args.I = I;
+  args.H = H;
+  args.w_ih = w_ih.data();
+  args.w_hh = w_hh.data();
+  args.b_ih = b_ih.data();
+  args.b_hh = b_hh.data();
+  args.input = input.data();
+  args.h0 = h0.data();
+  args.c0 = c0.data();
+  args.h1 = h1.data();
+  args.c1 = c1.data();
+  args.saved = saved.data();
+  args.cells = cells.data();
+  kernels.step(args, 0, H);
+}
+
+template <class Storage>
+void run_all(const IsaKernels& isa, const char* cell, int G) {
+  for (const Shape& shape : shapes) {
+    if (G == 3 && shape.P != shape.H) continue;
+    const auto serial = results<Storage>(isa, cell, G, shape, plans[0]);
+    for (const Plan& plan : plans) {
+      if (results<Storage>(isa, cell, G, shape, plan) == serial) continue;
+      std::printf("%s %s T%ld B%ld H%ld: plan %s gives other bits than serial\n", isa.name.data(), cell, long(shape.T),
+                  long(shape.B), long(shape.H), plan.describe().c_str());
+      std::exit(1);
+    }
+  }
+  for (const std::int64_t B : {1, 3, 8})
+    for (const std::int64_t H : {1, 7, 16, 33}) run_step<Storage>(isa, cell, G, B, H + 2, H);
+}
+
+}  // namespace
+
+int main() {
+  for (const IsaKernels* isa : {&scalar::isa, &avx2::isa}) {
+    if (!isa->available()) continue;
+    for (const auto& [cell, G] : {std::pair{"lstm", 4}, std::pair{"gru", 3}}) {
+      run_all<float>(*isa, cell, G);
+      run_all<double>(*isa, cell, G);
+      run_all<BFloat16>(*isa, cell, G);
+      run_all<Float16>(*isa, cell, G);
+    }
+    std::printf("%s: clean\n", isa->name.data());
+  }
+}

@@ -1,0 +1,100 @@
+"""The operators under torch's own machinery: fake and meta tensors, torch.compile, opcheck, checkpointing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from pairs import CELLS, F64, LAYERS, assert_close, packed, pair, run, states, tensors
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+T, B, I, H = 4, 3, 5, 7
+KINDS = LAYERS + CELLS
+STACKED = {"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False}
+PLAIN_AND_STACKED: list[tuple[str, dict[str, Any]]] = [(kind, {}) for kind in KINDS] + [
+    (kind, STACKED) for kind in LAYERS
+]
+
+
+def example(kind: str) -> Tensor:
+    return torch.randn(*((B, I) if kind in CELLS else (T, B, I)), dtype=F64)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing(kind: str, use_reentrant: bool) -> None:
+    ours, _ = pair(kind, I, H)
+    grads = []
+    x = example(kind).requires_grad_()
+    for call in (ours, lambda x: checkpoint(ours, x, use_reentrant=use_reentrant)):
+        tensors(call(x))[0].sum().backward()
+        grads.append([t.grad for t in (x, *ours.parameters())])
+        x.grad = None
+        ours.zero_grad(set_to_none=True)
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "options"), PLAIN_AND_STACKED)
+def test_shapes_on_meta_and_fake_tensors(kind: str, options: dict[str, Any]) -> None:
+    ours, _ = pair(kind, I, H, **options)
+    x = example(kind)
+    results = tensors(ours(x))
+    on_meta = tensors(copy.deepcopy(ours).to("meta")(x.to("meta")))
+    for a, b in zip(on_meta, results, strict=True):
+        assert a.is_meta and a.shape == b.shape and a.dtype == b.dtype
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake_x = mode.from_tensor(x).requires_grad_()
+        on_fake = tensors(ours(fake_x))
+        (fake_dx,) = torch.autograd.grad(on_fake[0].sum(), [fake_x])
+    for a, b in zip([*on_fake, fake_dx], [*results, x], strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_mixed_devices_are_refused_without_kernels(kind: str) -> None:
+    ours, _ = pair(kind, I, H)
+    with pytest.raises(RuntimeError, match="device"):
+        ours(example(kind).to("meta"))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(("kind", "options"), PLAIN_AND_STACKED)
+def test_compile_sees_one_graph(kind: str, options: dict[str, Any], grad: bool) -> None:
+    torch._dynamo.reset()
+    ours, _ = pair(kind, I, H, **options)
+    x = example(kind)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    if not grad:
+        with torch.no_grad():
+            for a, b in zip(tensors(compiled(x)), tensors(ours(x)), strict=True):
+                assert_close(a, b)
+        return
+    parameters = list(ours.parameters())
+    for a, b in zip(tensors(run(compiled, parameters, (x,))), tensors(run(ours, parameters, (x,))), strict=True):
+        assert_close(a, b)
+
+
+def test_compile_of_packed_input_without_states() -> None:
+    """The batch size is then a value inside a tensor; its shape rule must say so rather than guess."""
+    ours, _ = pair("LSTM", I, H)
+    x = packed(I, [2, 4, 1])
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, backend="eager")
+    for a, b in zip(tensors(compiled(x)), tensors(ours(x)), strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("batch_sizes", [None, [3, 3, 2]])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_opcheck(kind: str, given: bool, batch_sizes: list[int] | None) -> None:
+    module = getattr(nn, kind)(I, H, bidirectional=True, dtype=F64)
+    x = torch.randn(*((T, B) if batch_sizes is None else (8,)), I, dtype=F64, requires_grad=True)
+    initial = [s.requires_grad_() for s in tensors(states(kind, 2, B, H=H))] if given or batch_sizes else []
+    sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
+    weights = [p.detach().requires_grad_() for p in module.parameters()]
+    torch.library.opcheck(torch.ops.lstm_fused.layer.default, (kind.lower(), x, initial, weights, sizes, True))
