@@ -2,7 +2,8 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
+
+#include "checks.h"
 
 namespace lstm_fused {
 
@@ -21,6 +22,20 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// Stands between the gradients and all that they depend on when backward runs with create_graph=True: the gradients
+// themselves are right, but no path to their derivative, nor an input that seems unused, may go round the error.
+class NoSecondDerivative : public torch::autograd::Function<NoSecondDerivative> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext*, at::TensorList gradients,
+                                                at::TensorList /*sources*/) {
+    return gradients.vec();
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*, torch::autograd::variable_list) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "lstm_fused: the second derivative of a fused layer is not implemented");
+  }
+};
+
 class LayerNode : public torch::autograd::Function<LayerNode> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
@@ -30,7 +45,7 @@ class LayerNode : public torch::autograd::Function<LayerNode> {
     static const auto op = find_op<ForwardOp>("lstm_fused::forward");
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     Tensors results = op.call(cell, input, states, weights, batch_sizes, bidirectional);
-    const std::size_t visible = cell == "gru" ? 2 : 3;
+    const std::size_t visible = 1 + find_cell(cell).states();
     Tensors saved = {input, batch_sizes.value_or(at::Tensor()), results[0]};
     saved.insert(saved.end(), states.begin(), states.end());
     saved.insert(saved.end(), weights.begin(), weights.end());
@@ -69,28 +84,31 @@ class LayerNode : public torch::autograd::Function<LayerNode> {
     }
     for (std::size_t i = 0; i < inputs; ++i)
       if (!needed[i]) results[i] = at::Tensor();
-    if (at::GradMode::is_enabled()) results = refuse_second_derivative(std::move(results));
+    if (at::GradMode::is_enabled()) {
+      Tensors sources = {saved[0]};
+      for (const at::Tensor& grad : grads)
+        if (grad.defined()) sources.push_back(grad);
+      sources.insert(sources.end(), saved.begin() + 3, saved.begin() + 3 + states + weights);
+      refuse_second_derivative(results, sources);
+    }
     results.resize(inputs + 3);  // batch_sizes, cell and bidirectional have none
     return results;
   }
 
  private:
-  // With create_graph=True the gradients themselves are right; differentiating them would not be.
-  static Tensors refuse_second_derivative(Tensors results) {
+  static void refuse_second_derivative(Tensors& results, at::TensorList sources) {
     Tensors defined;
+    for (const at::Tensor& result : results)
+      if (result.defined()) defined.push_back(result);
+    const Tensors guarded = NoSecondDerivative::apply(at::TensorList(defined), sources);
+    auto next = guarded.begin();
     for (at::Tensor& result : results)
-      if (result.defined()) defined.push_back(result.requires_grad_(true));
-    const auto error = std::make_shared<torch::autograd::DelayedError>(
-        "lstm_fused: the second derivative of a fused layer is not implemented", static_cast<int64_t>(defined.size()));
-    Tensors guarded = (*error)(std::move(defined));
-    std::size_t next = 0;
-    for (at::Tensor& result : results)
-      if (result.defined()) result = guarded[next++];
-    return results;
+      if (result.defined()) result = *next++;
   }
 };
 
-bool any_of(const at::Tensor& input, at::TensorList states, at::TensorList weights, bool (*property)(const at::Tensor&)) {
+bool any_of(const at::Tensor& input, at::TensorList states, at::TensorList weights,
+            bool (*property)(const at::Tensor&)) {
   return property(input) || std::any_of(states.begin(), states.end(), property) ||
          std::any_of(weights.begin(), weights.end(), property);
 }

@@ -13,7 +13,8 @@ const char* const weight_names[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
 std::string weight_name(int index, int per_direction) {
   const int within = index % per_direction;
   const bool is_projection = per_direction % 2 == 1 && within == per_direction - 1;
-  return std::string("weights[") + std::to_string(index) + "] (" + (is_projection ? "w_hr" : weight_names[within]) + ")";
+  return std::string("weights[") + std::to_string(index) + "] (" + (is_projection ? "w_hr" : weight_names[within]) +
+         ")";
 }
 
 // `name` is called only for the message: these checks stand in the path of a single time step.
@@ -28,12 +29,14 @@ void check_like_input(const Name& name, const at::Tensor& tensor, const at::Tens
 
 template <class Name>
 void check_sizes(const Name& name, const at::Tensor& tensor, at::IntArrayRef expected, const char* meaning) {
-  TORCH_CHECK(tensor.sizes() == expected, name(), ": expected shape ", expected, " ", meaning, ", got ", tensor.sizes());
+  TORCH_CHECK(tensor.sizes() == expected, name(), ": expected shape ", expected, " ", meaning, ", got ",
+              tensor.sizes());
 }
 
 void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, LayerShape& shape) {
   TORCH_CHECK(batch_sizes.device().is_cpu(), "batch_sizes: expected a CPU tensor, got one on ", batch_sizes.device());
-  TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "batch_sizes: expected dtype Long, got ", batch_sizes.scalar_type());
+  TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "batch_sizes: expected dtype Long, got ",
+              batch_sizes.scalar_type());
   TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.size(0) > 0 && batch_sizes.is_contiguous(),
               "batch_sizes: expected a contiguous tensor [T] with T > 0, got ", batch_sizes.sizes());
   TORCH_CHECK(input.dim() == 2, "input: expected packed data [N, I] beside batch_sizes, got ", input.sizes());
@@ -43,8 +46,9 @@ void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, L
   shape.offsets.resize(shape.T);
   for (std::int64_t t = 0; t < shape.T; ++t) {
     const std::int64_t size = shape.batch_sizes[t], limit = t ? shape.batch_sizes[t - 1] : input.size(0);
-    TORCH_CHECK(size > 0 && size <= limit, "batch_sizes: expected values that are positive, do not increase and sum to ",
-                input.size(0), ", got ", size, " at step ", t, t ? " after " : " of ", limit);
+    TORCH_CHECK(size >= 0 && size <= limit,
+                "batch_sizes: expected values that are not negative, do not increase and sum to ", input.size(0),
+                ", got ", size, " at step ", t, t ? " after " : " of ", limit);
     shape.offsets[t] = shape.N;
     shape.N += size;
   }
@@ -56,10 +60,10 @@ void check_weights(const at::Tensor& input, at::TensorList weights, LayerShape& 
   const int count = static_cast<int>(weights.size());
   const int per_direction = count / shape.D;
   const int most = shape.states == 2 ? 5 : 4;
-  TORCH_CHECK(count % shape.D == 0 && per_direction >= 2 && per_direction <= most &&
-                  (per_direction != 3 || shape.states == 2),
-              "weights: expected per direction w_ih, w_hh", shape.states == 2 ? ", (b_ih, b_hh), (w_hr)" : ", (b_ih, b_hh)",
-              ", got ", count, " tensors for ", shape.D, " direction(s)");
+  TORCH_CHECK(
+      count % shape.D == 0 && per_direction >= 2 && per_direction <= most && (per_direction != 3 || shape.states == 2),
+      "weights: expected per direction w_ih, w_hh", shape.states == 2 ? ", (b_ih, b_hh), (w_hr)" : ", (b_ih, b_hh)",
+      ", got ", count, " tensors for ", shape.D, " direction(s)");
   shape.bias = per_direction >= 4;
   shape.projected = per_direction % 2 == 1;
   for (int i = 0; i < count; ++i) check_like_input([&] { return weight_name(i, per_direction); }, weights[i], input);
@@ -76,12 +80,20 @@ void check_weights(const at::Tensor& input, at::TensorList weights, LayerShape& 
     const int within = i % per_direction;
     if (within == 0) check_sizes(name, weights[i], {shape.G * shape.H, shape.I}, "(G*H, I)");
     else if (within == 1) check_sizes(name, weights[i], {shape.G * shape.H, shape.P}, "(G*H, P)");
-    else if (shape.projected && within == per_direction - 1) check_sizes(name, weights[i], {shape.P, shape.H}, "(P, H)");
+    else if (shape.projected && within == per_direction - 1)
+      check_sizes(name, weights[i], {shape.P, shape.H}, "(P, H)");
     else check_sizes(name, weights[i], {shape.G * shape.H}, "(G*H)");
   }
 }
 
 }  // namespace
+
+CellInfo find_cell(const std::string& name) {
+  CellInfo info{};
+  const bool known = host::with_cell(name, [&](auto cell) { info = {cell.gates, cell.saved, cell.carries_cell}; });
+  TORCH_CHECK(known, "cell: expected lstm or gru, got '", name, "'");
+  return info;
+}
 
 std::vector<std::int64_t> LayerShape::output_sizes() const {
   if (batch_sizes) return {N, D * P};
@@ -93,12 +105,11 @@ LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::Ten
   LayerShape shape;
   shape.cell = cell;
   shape.D = bidirectional ? 2 : 1;
-  const bool known = host::with_cell(cell, [&](auto c) {
-    shape.G = c.gates;
-    shape.S = c.saved;
-    shape.states = c.carries_cell ? 2 : 1;
-  });
-  TORCH_CHECK(known, "cell: expected lstm or gru, got '", cell, "'");
+  const CellInfo info = find_cell(cell);
+  shape.G = info.gates;
+  shape.S = info.saved;
+  shape.states = info.states();
+  TORCH_CHECK(input.defined(), "input: expected a tensor, got none");
   TORCH_CHECK(input.layout() == at::kStrided, "input: expected a dense tensor, got layout ", input.layout());
   const at::ScalarType dtype = input.scalar_type();
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,

@@ -18,6 +18,14 @@ struct DirectionWeights {
   at::Tensor w_hr;        // [P, H]
 };
 
+// What host code knows of a cell.
+struct CellInfo {
+  int gates, saved;  // rows of W and U, and values kept for backward, per unit
+  bool carries_cell;
+  int states() const { return carries_cell ? 2 : 1; }
+};
+CellInfo find_cell(const std::string& name);
+
 struct LayerShape {
   std::string cell;
   std::int64_t T = 0, B = 0, I = 0, H = 0, P = 0;

@@ -19,14 +19,21 @@ namespace {
 using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
 
+// Products inside are in the tensors' own type, also where backward runs inside an autocast region.
+class NoAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
+};
+
 Tensors layer_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                   const OptionalTensor& batch_sizes, bool bidirectional) {
+  const NoAutocast no_autocast;
   return layer_forward(check_layer(cell, input, states, weights, batch_sizes, bidirectional), input, states, weights,
                        false);
 }
 
 Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                     const OptionalTensor& batch_sizes, bool bidirectional) {
+  const NoAutocast no_autocast;
   return layer_forward(check_layer(cell, input, states, weights, batch_sizes, bidirectional), input, states, weights,
                        true);
 }
@@ -35,6 +42,7 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
                      at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
                      bool bidirectional, const at::Tensor& output, at::TensorList saved,
                      const c10::List<bool>& needed) {
+  const NoAutocast no_autocast;
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
   Tensors defined_grads;
   for (const OptionalTensor& grad : grads) defined_grads.push_back(grad.value_or(at::Tensor()));
@@ -65,14 +73,14 @@ Tensors step_as_layer(const std::string& cell, const at::Tensor& input, at::Tens
   check_step(input, states);
   static const auto layer =
       c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::layer", "").typed<decltype(layer_cpu)>();
-  Tensors results =
-      layer.call(cell, input.unsqueeze(0), with_leading_axis(states), weights, std::nullopt, false);
+  Tensors results = layer.call(cell, input.unsqueeze(0), with_leading_axis(states), weights, std::nullopt, false);
   results.erase(results.begin());
   for (at::Tensor& state : results) state = state.squeeze(0);
   return results;
 }
 
 Tensors step_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+  const NoAutocast no_autocast;
   check_step(input, states);
   const Tensors states_3d = with_leading_axis(states);
   const at::Tensor input_3d = input.unsqueeze(0);
@@ -85,18 +93,18 @@ Tensors step_cpu(const std::string& cell, const at::Tensor& input, at::TensorLis
 
 Tensors step_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
   if (needs_graph(input, states, weights)) return step_as_layer(cell, input, states, weights);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::step", "").typed<decltype(step_cpu)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::step", "").typed<decltype(step_cpu)>();
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return op.call(cell, input, states, weights);
 }
 
 std::string plan_name(const std::string& cell, int64_t T, int64_t B, int64_t /*I*/, int64_t H, int64_t P, int64_t D,
                       int64_t threads) {
+  const int gates = find_cell(cell).gates;
   const CellKernels<float> kernels = active_isa().kernels<float>(cell);
-  TORCH_CHECK(kernels.forward, "cell: expected lstm or gru, got '", cell, "'");
-  const int gates = cell == "gru" ? 3 : 4;
-  const RecurrenceShape shape = {T, B, H, P, gates, static_cast<int>(D), sizeof(float), kernels.unit_panel,
-                                 kernels.unit_panel, P != H};
+  const RecurrenceShape shape = {
+      T, B, H, P, gates, static_cast<int>(D), sizeof(float), kernels.unit_panel, kernels.unit_panel, P != H};
   return choose_plan(shape, this_machine(static_cast<int>(threads)), forced_plan()).describe();
 }
 

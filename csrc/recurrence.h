@@ -45,6 +45,14 @@ struct Share {
   std::int64_t projected_begin = 0, projected_end = 0;
 };
 
+// The rows of a product's source lie this many elements apart: an odd number of cache lines, because rows at a power of
+// two would compete for the same few sets of L1.
+template <class Compute>
+constexpr std::int64_t row_stride(std::int64_t width) {
+  constexpr std::int64_t line = 64 / sizeof(Compute);
+  return ((width + line - 1) / line | 1) * line;
+}
+
 class Barrier;
 
 // One direction of one layer, forward.
@@ -65,10 +73,10 @@ struct ForwardArgs {
   Compute* cells = nullptr;              // [N, H]: c_t; null: not kept
   Storage* output = nullptr;             // [N, output_ld]
   std::int64_t output_ld = 0;
-  Compute* h = nullptr;                  // [2, B, P]: step s reads half s % 2 and writes the other
+  Compute* h = nullptr;                  // [2, B, row_stride(P)]: step s reads half s % 2 and writes the other
   Compute* h_n = nullptr;                // [B, P]
   Compute* c = nullptr;                  // [B, H]: c_{t-1}, and c_n at the end
-  Compute* unprojected = nullptr;        // [B, H]: o * tanh(c); only with a projection
+  Compute* unprojected = nullptr;        // [B, row_stride(H)]: o * tanh(c); only with a projection
 };
 
 // One direction of one layer, backward.
@@ -90,8 +98,8 @@ struct BackwardArgs {
   Compute* dh = nullptr;                 // [B, P]: dL/dh_n on entry, dL/dh0 at the end
   Compute* dc = nullptr;                 // [B, H]: dL/dc_n on entry, dL/dc0 at the end
   bool need_dh0 = true;                  // else the product of the first step is left out
-  Compute* d_gates = nullptr;            // [N, S*H]: gradients before the activations
-  Compute* d_projected = nullptr;        // [N, P]: dL/dh_t; only with a projection
+  Compute* d_gates = nullptr;            // [N, row_stride(S*H)]: gradients before the activations
+  Compute* d_projected = nullptr;        // [N, row_stride(P)]: dL/dh_t; only with a projection
   Compute* unprojected = nullptr;        // [N, H]: o * tanh(c), computed again; only with a projection
 };
 

@@ -16,9 +16,10 @@ from ._ops import GATES
 
 
 def pair(name: str, hx: object) -> Sequence[Tensor]:
-    """``hx`` of an LSTM: a tuple (or list) of two."""
+    """``hx`` of an LSTM: a tuple (or list) of two. (torch.nn.LSTM fails on ``hx[1]`` with an IndexError or later.)"""
     if not isinstance(hx, (tuple, list)):
-        raise TypeError(f"{name}(): argument 'hx' must be tuple of Tensors (h_0, c_0), not {type(hx).__name__}")
+        kind = type(hx).__name__
+        raise TypeError(f"{name}(): argument 'hx' must be tuple of Tensors (h_0, c_0), not {kind}")
     if len(hx) != 2:
         raise RuntimeError(f"{name} expects two hidden states: hx must be (h_0, c_0), got {len(hx)} elements")
     return hx

@@ -157,11 +157,30 @@ def _sequence(
             states = [s.index_select(1, unsorted_indices) for s in states]
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
 
+    if L == 1 and isinstance(input, Tensor) and input.dim() == 3:
+        # One layer, the path of streaming: the operator checks; what it refuses is then put into torch's words.
+        try:
+            return _batched(cell, input, states, weights, options, batch_first)
+        except RuntimeError:
+            _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
+            raise
+
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
-    if input.dim() == 2:
-        states = [s.unsqueeze(1) for s in states]
-        output, states = _layers(cell, input.unsqueeze(1), states, weights, None, *options)
-        return output.squeeze(1), [s.squeeze(1) for s in states]
+    if input.dim() == 3:
+        return _batched(cell, input, states, weights, options, batch_first)
+    states = [s.unsqueeze(1) for s in states]
+    output, states = _layers(cell, input.unsqueeze(1), states, weights, None, *options)
+    return output.squeeze(1), [s.squeeze(1) for s in states]
+
+
+def _batched(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    options: tuple[int, float, bool],
+    batch_first: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
     if batch_first:
         output, states = _layers(cell, input.transpose(0, 1), states, weights, None, *options)
         return output.transpose(0, 1), states
@@ -200,13 +219,18 @@ def _layers(
 
 
 def _step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    if isinstance(input, Tensor) and input.dim() == 2:
+        try:  # as in _sequence
+            if _is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
+                return cast("Sequence[Tensor]", _autocast(_ops.step, cell, input, states, weights))
+            return _ops.step(cell, input, states, weights)
+        except RuntimeError:
+            _checks.step(cell, input, states, weights)
+            raise
+
     _checks.step(cell, input, states, weights)
-    if input.dim() == 1:
-        unbatched = _step(cell, input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights)
-        return [s.squeeze(0) for s in unbatched]
-    if _is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
-        return cast("Sequence[Tensor]", _autocast(_ops.step, cell, input, states, weights))
-    return _ops.step(cell, input, states, weights)
+    unbatched = _step(cell, input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights)
+    return [s.squeeze(0) for s in unbatched]
 
 
 def _autocast(

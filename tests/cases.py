@@ -98,7 +98,7 @@ OPTIONS = (
     Case(T=9, B=3, I=1, H=17, layers=2, bidirectional=True),
     Case(T=9, B=3, I=5, H=7, layout="batch_first"),
     Case(T=9, B=3, I=5, H=33, layout="strided"),
-    Case(T=9, B=3, I=5, H=9, gain=8.0),
+    Case(T=2, B=17, I=5, H=9, gain=8.0),  # over more steps such weights are chaotic: one seed decides
 )
 
 PROJECTIONS = (
@@ -120,9 +120,7 @@ def table(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
     for dtype in dtypes:
         options = OPTIONS if dtype.itemsize > 2 else SIXTEEN_BIT_OPTIONS
         both = [replace(c, cell=cell) for cell in CELLS for c in SHAPES + options]
-        cases += [
-            replace(c, dtype=dtype) for c in both + list(PROJECTIONS[:: 1 if dtype.itemsize > 2 else 2])
-        ]
+        cases += [replace(c, dtype=dtype) for c in both + list(PROJECTIONS[:: 1 if dtype.itemsize > 2 else 2])]
     return cases
 
 

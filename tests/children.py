@@ -9,25 +9,20 @@ import sys
 from pathlib import Path
 
 
-def run(
-    file: str, *arguments: str, timeout: float = 120, environment: dict[str, str] | None = None
-) -> tuple[int, str]:
+def run(file: str, *arguments: str, timeout: float = 120, environment: dict[str, str] | None = None) -> tuple[int, str]:
     """Runs ``python file arguments`` in a process group of its own; returns its exit status and all its output.
 
     A negative status is the signal that ended it. Past ``timeout`` the whole group (forked grandchildren too) is
     killed and ``TimeoutError`` raised.
     """
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}  # as users have it
     child = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", file, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            **(environment or {}),
-        },  # the same modules
+        env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},  # the same modules
     )
     try:
         output, _ = child.communicate(timeout=timeout)

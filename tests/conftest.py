@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+# Before torch loads OpenMP: a suite that shares its cores must not have threads spin for others that are not running.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from cases import PLANS
@@ -14,9 +17,7 @@ from lstm_fused import runtime
 
 # "suite" draws the same examples every time, so that a red run is red again; HYPOTHESIS_PROFILE=explore draws new ones.
 quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-settings.register_profile(
-    "suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=quiet
-)
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=quiet)
 settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 

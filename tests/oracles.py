@@ -97,9 +97,7 @@ def lstm_step(num: Arithmetic, w: Weights, x: Array, h0: Array, c0: Array) -> LS
     return LSTMStep(x, h0, c0, i, f, g, o, c1, tanh_c1, m, h1)
 
 
-def lstm_step_backward(
-    w: Weights, dw: Weights, s: LSTMStep, dh1: Array, dc1: Array
-) -> tuple[Array, Array, Array]:
+def lstm_step_backward(w: Weights, dw: Weights, s: LSTMStep, dh1: Array, dc1: Array) -> tuple[Array, Array, Array]:
     """dx, dh0, dc0 from dh1, dc1; the weights' gradients are added to ``dw``."""
     if w.w_hr is None or dw.w_hr is None:
         dm = dh1
@@ -237,9 +235,7 @@ def forward(num: Arithmetic, net: Network, x: Array, h0: Array, c0: Array, lengt
     return run
 
 
-def backward(
-    num: Arithmetic, net: Network, run: Run, d_output: Array, d_h_n: Array, d_c_n: Array
-) -> Gradients:
+def backward(num: Arithmetic, net: Network, run: Run, d_output: Array, d_h_n: Array, d_c_n: Array) -> Gradients:
     """Gradients of sum(output * d_output) + sum(h_n * d_h_n) + sum(c_n * d_c_n)."""
     T, B, _ = d_output.shape
     D, P = net.directions, net.state_size()

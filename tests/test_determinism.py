@@ -40,9 +40,7 @@ def run(a: raw.Arguments) -> dict[str, Tensor]:
     return {name: result.detach() for name, result in zip(names, [*outputs, *grads], strict=True)}
 
 
-def assert_same_bits(
-    ours: dict[str, Tensor], wanted: dict[str, Tensor], what: str, only: tuple[str, ...] = ()
-) -> None:
+def assert_same_bits(ours: dict[str, Tensor], wanted: dict[str, Tensor], what: str, only: tuple[str, ...] = ()) -> None:
     for name, result in wanted.items():
         if only and name not in only:
             continue
@@ -74,9 +72,7 @@ def test_plans_are_what_they_say(case: Case) -> None:
     """The comparison above is not of one plan with itself."""
     for plan, splits in (("rows", case.B > 1), ("units", True), ("serial", False)):
         with runtime.use_plan(plan):
-            said = runtime.plan(
-                case.cell, T=case.T, B=case.B, I=case.I, H=case.H, P=case.P, D=case.D, threads=2
-            )
+            said = runtime.plan(case.cell, T=case.T, B=case.B, I=case.I, H=case.H, P=case.P, D=case.D, threads=2)
         assert said.startswith(plan if splits else "serial"), said
 
 

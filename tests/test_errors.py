@@ -137,9 +137,7 @@ def layer_sweep() -> Iterator[Wrong]:
             yield Wrong(f"{name}-{count}weights", call, ("weights",), came(case.cell, count, case.D))
         for count in {1, 2, 3} - {len(a.states)}:
             states = (a.states * 3)[:count]
-            yield Wrong(
-                f"{name}-{count}states", replace(a, states=states).call, ("states",), (rf"got {count}\b",)
-            )
+            yield Wrong(f"{name}-{count}states", replace(a, states=states).call, ("states",), (rf"got {count}\b",))
         for cell in ("", "LSTM", "rnn", "lstm\0gru", "ł" * 100):
             yield Wrong(f"{name}-cell{cell[:4]!r}", replace(a, cell=cell).call, ("cell",), ("lstm", "gru"))
 
@@ -175,12 +173,8 @@ def batch_sizes_sweep() -> Iterator[Wrong]:
             "rank2": (b[None], r"got \[1, \d\]"),
         }
         for kind, (tensor, came) in tensors.items():
-            yield Wrong(
-                f"{name}-batch_sizes-{kind}", replace(a, batch_sizes=tensor).call, ("batch_sizes",), (came,)
-            )
-        yield Wrong(
-            f"{name}-no-batch_sizes", replace(a, batch_sizes=None).call, ("input",), (rf"got \[{N}, 5\]",)
-        )
+            yield Wrong(f"{name}-batch_sizes-{kind}", replace(a, batch_sizes=tensor).call, ("batch_sizes",), (came,))
+        yield Wrong(f"{name}-no-batch_sizes", replace(a, batch_sizes=None).call, ("input",), (rf"got \[{N}, 5\]",))
     padded = raw.arguments(BASE)
     call = replace(padded, batch_sizes=torch.tensor([3, 3, 3, 3])).call
     yield Wrong("lstm-padded-with-batch_sizes", call, ("input",), (r"got \[4, 3, 5\]",))
@@ -200,11 +194,9 @@ def step_sweep() -> Iterator[Wrong]:
         for count in (0, 1, 3, 5, 6):
             weights = (a.weights * 3)[:count]
             bad = functools.partial(torch.ops.lstm_fused.step, cell, a.input, a.states, weights)
-            yield Wrong(f"{name}-{count}weights", bad, ("weights",), () if count == 3 else (rf"got {count}\b",))
+            yield Wrong(f"{name}-{count}weights", bad, ("weights",), came(cell, count, 1))
         for count in {1, 2, 3} - {len(a.states)}:
-            bad = functools.partial(
-                torch.ops.lstm_fused.step, cell, a.input, (a.states * 3)[:count], a.weights
-            )
+            bad = functools.partial(torch.ops.lstm_fused.step, cell, a.input, (a.states * 3)[:count], a.weights)
             yield Wrong(f"{name}-{count}states", bad, ("states",), (rf"got {count}\b",))
         bad = functools.partial(torch.ops.lstm_fused.step, "elman", a.input, a.states, a.weights)
         yield Wrong(f"{name}-cell", bad, ("cell",), ("lstm", "gru", "elman"))
@@ -233,9 +225,7 @@ def runtime_sweep() -> Iterator[Wrong]:
         wanted = (re.escape(name), *map(re.escape, available))
         yield Wrong(f"isa-{name!r}", use(lstm_fused.runtime.use_isa, name), (), wanted)
     for name in ("columns", "ROWS"):
-        yield Wrong(
-            f"plan-{name}", use(lstm_fused.runtime.use_plan, name), (), (name, "rows", "units", "serial")
-        )
+        yield Wrong(f"plan-{name}", use(lstm_fused.runtime.use_plan, name), (), (name, "rows", "units", "serial"))
     missing = {"scalar", "avx2", "avx512"} - set(available)
     for name in missing:
         yield Wrong(f"isa-{name}", use(lstm_fused.runtime.use_isa, name), (), (name, *available))
@@ -272,12 +262,8 @@ def module_sweep(library: Any) -> Iterator[Wrong]:
         yield Wrong(f"{cell}-input-float64", run(x.double()), (), ("dtype", "float64", "float32"))
         yield Wrong(f"{cell}-no-steps", run(x[:0]), (), ("[Ss]equence length|T",))
         yield Wrong(f"{cell}-hx-rows", run(x, hx(h[:, :2])), (), (r"hidden|hx", r"\b3\b", r"\b2\b"))
-        yield Wrong(
-            f"{cell}-hx-size", run(x, hx(torch.zeros(1, 3, 8))), (), (r"hidden|hx", r"\b7\b", r"\b8\b")
-        )
-        yield Wrong(
-            f"{cell}-hx-layers", run(x, hx(torch.zeros(2, 3, 7))), (), (r"hidden|hx", r"\b1\b", r"\b2\b")
-        )
+        yield Wrong(f"{cell}-hx-size", run(x, hx(torch.zeros(1, 3, 8))), (), (r"hidden|hx", r"\b7\b", r"\b8\b"))
+        yield Wrong(f"{cell}-hx-layers", run(x, hx(torch.zeros(2, 3, 7))), (), (r"hidden|hx", r"\b1\b", r"\b2\b"))
         yield Wrong(f"{cell}-hx-2d", run(x, hx(h[0], c[0])), (), ("hx", "3-D", "2-D"))
         yield Wrong(f"{cell}-hx-3d-unbatched", run(x[:, 0], hx(h)), (), ("hx", "2-D", "3-D"))
         yield Wrong(f"{cell}-hx-float64", run(x, hx(h.double(), c.double())), (), ())
@@ -294,9 +280,7 @@ def module_sweep(library: Any) -> Iterator[Wrong]:
         name = f"{cell}Cell"
         yield Wrong(f"{name}-input-3d", run(y[None], m=cell_module), (), ("input", "3"))
         yield Wrong(f"{name}-input-size", run(torch.zeros(3, 6), m=cell_module), (), (r"\b5\b", r"\b6\b"))
-        yield Wrong(
-            f"{name}-hx-rows", run(y, hx(h[0, :2], c[0, :2]), m=cell_module), (), (r"\b3\b", r"\b2\b")
-        )
+        yield Wrong(f"{name}-hx-rows", run(y, hx(h[0, :2], c[0, :2]), m=cell_module), (), (r"\b3\b", r"\b2\b"))
         yield Wrong(f"{name}-hx-size", run(y, hx(torch.zeros(3, 8), c[0]), m=cell_module), (), (r"\b7\b", r"\b8\b"))
     lstm = library.LSTM(5, 7)
     yield Wrong(
@@ -305,14 +289,17 @@ def module_sweep(library: Any) -> Iterator[Wrong]:
         (),
         ("6",),
     )
-    yield Wrong("LSTM-hx-tensor", lambda: lstm(torch.zeros(4, 3, 5), torch.zeros(1, 3, 7)), (), ())
     yield Wrong("LSTM-proj_size", build("LSTM", 5, 7, proj_size=7), (), ("proj_size",))
     yield Wrong("LSTM-proj_size-negative", build("LSTM", 5, 7, proj_size=-1), (), ("proj_size",))
     yield Wrong("GRU-proj_size", build("GRU", 5, 7, proj_size=3), (), ("proj_size",))
 
 
-def broken_packed_sweep() -> Iterator[Wrong]:
-    """PackedSequences put together by hand, on which torch's own layers may crash: not compared with them."""
+def untyped_sweep() -> Iterator[Wrong]:
+    """What torch's own layers trip over or crash on, so that they are no measure."""
+    lstm = lstm_fused.LSTM(5, 7)
+    yield Wrong(
+        "LSTM-hx-tensor", lambda: lstm(torch.zeros(4, 3, 5), torch.zeros(1, 3, 7)), (), ("hx", "tuple", "Tensor")
+    )
     for cell in ("LSTM", "GRU"):
         m = getattr(lstm_fused, cell)(5, 7)
         for sizes in ([1, 3], [5], [3, 0], [4, -1, 1], [], [2**62, 2]):
@@ -321,7 +308,7 @@ def broken_packed_sweep() -> Iterator[Wrong]:
 
 
 def ours() -> list[Wrong]:
-    sweeps = (layer_sweep, batch_sizes_sweep, step_sweep, types_sweep, runtime_sweep, broken_packed_sweep)
+    sweeps = (layer_sweep, batch_sizes_sweep, step_sweep, types_sweep, runtime_sweep, untyped_sweep)
     return [*itertools.chain.from_iterable(sweep() for sweep in sweeps), *module_sweep(lstm_fused)]
 
 
@@ -369,15 +356,12 @@ def test_wrong_call_raises(wrong: Wrong, outcomes: dict[str, tuple[str, str]]) -
         assert re.search(mention, message), f"expected a mention of {mention}: {message}"
 
 
-@pytest.mark.parametrize("theirs", module_sweep(torch.nn), ids=lambda w: w.id)
+@pytest.mark.parametrize("theirs", list(module_sweep(torch.nn)), ids=lambda w: w.id)
 def test_module_raises_as_torch_does(theirs: Wrong, outcomes: dict[str, tuple[str, str]]) -> None:
     """The same type of exception as torch.nn's, so that code which catches it goes on working."""
-    try:
+    with pytest.raises(ERRORS) as caught:
         theirs.call()
-    except ERRORS as error:
-        assert outcomes[theirs.id][0] == type(error).__name__, f"torch: {error}; ours: {outcomes[theirs.id]}"
-    else:
-        pytest.fail("torch accepts this: the case is no mistake")
+    assert outcomes[theirs.id][0] == caught.type.__name__, f"torch: {caught.value}; ours: {outcomes[theirs.id]}"
 
 
 def test_ids_are_unique() -> None:

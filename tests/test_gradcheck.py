@@ -118,8 +118,7 @@ def test_module(case: Case, training: bool) -> None:
         return (output, *state) if case.cell == "lstm" else (output, state)
 
     states = [
-        s.requires_grad_(case.hx and (name == "h0" or case.cell == "lstm"))
-        for name, s in (("h0", h0), ("c0", c0))
+        s.requires_grad_(case.hx and (name == "h0" or case.cell == "lstm")) for name, s in (("h0", h0), ("c0", c0))
     ]
     assert gradcheck(run, (x, *states, *module.parameters()), fast_mode=True)
 
@@ -142,15 +141,13 @@ def groups(a: raw.Arguments) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("case", for_cells(SUBSETS, SUBSETS_LSTM), ids=lambda c: c.id)
-def test_every_subset_of_inputs(case: Case, isa: str) -> None:
+def test_every_subset_of_inputs(case: Case) -> None:
     """Each of the 2^n subsets requiring grad: the same gradients as when all do, and none for the others."""
     a = raw.arguments(case)
     cotangents = [torch.randn_like(out) for out in a.call()]
     everything = torch.autograd.grad(a.call(), a.tensors, cotangents)
     every = groups(a)
-    for chosen in itertools.chain.from_iterable(
-        itertools.combinations(every, n) for n in range(1, len(every) + 1)
-    ):
+    for chosen in itertools.chain.from_iterable(itertools.combinations(every, n) for n in range(1, len(every) + 1)):
         positions = {position for group in chosen for position in group}
         tensors = [t.detach().requires_grad_(k in positions) for k, t in enumerate(a.tensors)]
         torch.autograd.backward(a.call(tensors), cotangents)
@@ -192,9 +189,7 @@ def test_backward_leaves_what_it_saved(case: Case, isa: str, plan: str) -> None:
     first = torch.autograd.grad(outputs, a.tensors, cotangents, retain_graph=True)
     second = torch.autograd.grad(outputs, a.tensors, cotangents)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
-    assert all(torch.equal(x, y) for x, y in zip(cotangents, kept, strict=True)), (
-        "backward wrote into its input"
-    )
+    assert all(torch.equal(x, y) for x, y in zip(cotangents, kept, strict=True)), "backward wrote into its input"
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(outputs, a.tensors, cotangents)
 

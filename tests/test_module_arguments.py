@@ -93,6 +93,7 @@ BETTER: list[tuple[str, str, tuple[Any, ...], type[Exception], str]] = [
     ("LSTM", "input list", ([1.0],), TypeError, "input to be a Tensor.*list"),
     ("GRU", "input str", ("abc",), TypeError, "input to be a Tensor.*str"),
     ("LSTM", "hx one tensor", (X, H0), TypeError, "'hx' must be tuple.*Tensor"),
+    ("LSTM", "hx a number", (X, 3), TypeError, "'hx' must be tuple.*int"),
     ("LSTM", "hx empty", (X, ()), RuntimeError, "hx.*0 elements"),
     ("LSTM", "hx of one", (X, (H0,)), RuntimeError, "lstm expects two hidden states.*hx.*1 elements"),
     ("LSTM", "hx of three", (X, (H0, H0, H0)), RuntimeError, "lstm expects two hidden states.*3 elements"),

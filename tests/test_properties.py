@@ -115,9 +115,7 @@ def test_packed_rows_are_as_alone(case: Case, setting: Setting, seed: int) -> No
             for k, d in enumerate(rest[: len(states)]):
                 assert_close(d[:, 0], grads[1 + k][:, b], together.names[1 + k], 1.0)
             total = [sum_ + d for sum_, d in zip(total, rest[len(states) :], strict=True)]
-        for name, d, wanted in zip(
-            together.names[1 + len(states) :], total, grads[1 + len(states) :], strict=True
-        ):
+        for name, d, wanted in zip(together.names[1 + len(states) :], total, grads[1 + len(states) :], strict=True):
             assert_close(d, wanted, name, max(1.0, float(wanted.abs().max())))
 
 
@@ -132,9 +130,7 @@ def test_two_runs_make_one(case: Case, setting: Setting, cut: int) -> None:
         joined = [torch.cat([first[0], second[0]]), *second[1:]]
         for ours, wanted in zip(joined, outputs, strict=True):
             assert_close(ours, wanted, "values", 1.0)
-        for name, d, wanted in zip(
-            a.names, torch.autograd.grad(joined, a.tensors, cotangents), grads, strict=True
-        ):
+        for name, d, wanted in zip(a.names, torch.autograd.grad(joined, a.tensors, cotangents), grads, strict=True):
             assert_close(d, wanted, name, max(1.0, float(wanted.abs().max())))
 
 
@@ -147,9 +143,7 @@ def test_reverse_direction_is_forward_on_reversed_input(case: Case, setting: Set
         for d in range(2):
             x = (a.input.detach().flip(0) if d else a.input.detach()).requires_grad_()
             states = [s.detach()[d : d + 1].requires_grad_() for s in a.states]
-            one = replace(
-                a, input=x, states=states, weights=a.weights[d * half : (d + 1) * half], bidirectional=False
-            )
+            one = replace(a, input=x, states=states, weights=a.weights[d * half : (d + 1) * half], bidirectional=False)
             out = one.call()
             wanted = outputs[0][..., d * P : (d + 1) * P]
             assert_close(out[0].flip(0) if d else out[0], wanted, "output", 1.0)
@@ -158,9 +152,7 @@ def test_reverse_direction_is_forward_on_reversed_input(case: Case, setting: Set
             got = torch.autograd.grad(out, one.tensors, chosen)
             for k, dw in enumerate(got[1 + len(states) :]):
                 full = grads[1 + len(states) + d * half + k]
-                assert_close(
-                    dw, full, a.names[1 + len(states) + d * half + k], max(1.0, float(full.abs().max()))
-                )
+                assert_close(dw, full, a.names[1 + len(states) + d * half + k], max(1.0, float(full.abs().max())))
 
 
 @given(case=layers(), setting=SETTINGS, seed=SEEDS, exponent=st.integers(-20, 20))
@@ -171,9 +163,7 @@ def test_backward_is_linear_in_its_cotangents(case: Case, setting: Setting, seed
         outputs = a.call()
         cotangents = [torch.randn_like(out) for out in outputs]
         once = torch.autograd.grad(outputs, a.tensors, cotangents, retain_graph=True)
-        scaled = torch.autograd.grad(
-            outputs, a.tensors, [c * 2.0**exponent for c in cotangents], retain_graph=True
-        )
+        scaled = torch.autograd.grad(outputs, a.tensors, [c * 2.0**exponent for c in cotangents], retain_graph=True)
         zero = torch.autograd.grad(outputs, a.tensors, [c * 0 for c in cotangents])
     for name, x, y, z in zip(a.names, once, scaled, zero, strict=True):
         assert torch.equal(x * 2.0**exponent, y), name
@@ -193,9 +183,7 @@ def test_rows_do_not_touch(case: Case, setting: Setting, row: int, seed: int) ->
         b = replace(a, input=poisoned.requires_grad_())
         outputs_poisoned, _, grads_poisoned = values_and_gradients(b)
     count = 1 + len(a.states)
-    for clean, dirty in zip(
-        [*outputs, *grads[:count]], [*outputs_poisoned, *grads_poisoned[:count]], strict=True
-    ):
+    for clean, dirty in zip([*outputs, *grads[:count]], [*outputs_poisoned, *grads_poisoned[:count]], strict=True):
         assert torch.equal(clean[:, others], dirty[:, others])
         assert dirty[:, row].isnan().all()
 

@@ -41,7 +41,7 @@ class Job:
     cotangents: list[Tensor]
 
     def run(self, change_threads: Callable[[], None] = lambda: None) -> list[Tensor]:
-        """Outputs and gradients whose bits do not depend on vendor GEMMs: weight gradients are computed, and dropped."""
+        """Outputs and gradients, less those of the weights, whose bits depend on vendor GEMMs."""
         a = self.arguments
         outputs = a.call()
         change_threads()

@@ -98,3 +98,14 @@ def test_opcheck(kind: str, given: bool, batch_sizes: list[int] | None) -> None:
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
     weights = [p.detach().requires_grad_() for p in module.parameters()]
     torch.library.opcheck(torch.ops.lstm_fused.layer.default, (kind.lower(), x, initial, weights, sizes, True))
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("kind", CELLS)
+def test_opcheck_of_a_step(kind: str, given: bool) -> None:
+    module = getattr(nn, kind)(I, H, dtype=F64)
+    x = torch.randn(B, I, dtype=F64, requires_grad=True)
+    initial = [s.requires_grad_() for s in tensors(states(kind, B, H=H))] if given else []
+    weights = [p.detach().requires_grad_() for p in module.parameters()]
+    cell = kind.removesuffix("Cell").lower()
+    torch.library.opcheck(torch.ops.lstm_fused.step.default, (cell, x, initial, weights))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import cases
@@ -19,16 +21,26 @@ import lstm_fused
 from lstm_fused import runtime
 
 # In this order of decorators the tests of one case follow each other, so that its references are computed once.
-each_plan = pytest.mark.parametrize("plan", cases.PLANS, indirect=True)
 each_isa = pytest.mark.parametrize("isa", runtime.available_isas(), indirect=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For references: torch's layers gain nothing from more on such sizes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @functools.lru_cache(maxsize=1)
 def references(case: Case) -> tuple[list[Results], list[Results]]:
     """The exact results, one precision above the case's dtype, and torch's own in the case's dtype."""
+    with one_thread():
+        theirs = [cases.run_module(case, seed, torch.nn) for seed in SEEDS]
     num = oracles.EXTENDED if case.dtype == torch.float64 else oracles.FLOAT64
     exact = [cases.run_oracle(case, seed, num) for seed in SEEDS]
-    return exact, [cases.run_module(case, seed, torch.nn) for seed in SEEDS]
+    return exact, theirs
 
 
 # ---- the oracle itself -------------------------------------------------------------------------------------------
@@ -56,12 +68,12 @@ def test_extended_oracle_against_fifty_digits(cell: str) -> None:
 
 
 def test_rule_notices_one_wrong_element() -> None:
-    """The tolerances can fail: one element of thousands, wrong by a tenth of the largest, is an error in any dtype."""
+    """The tolerances can fail: one element of thousands, wrong by half of the largest, is an error in any dtype."""
     draw = np.random.default_rng(0).standard_normal
     exact = [{"output": draw((60, 100))} for _ in SEEDS]
     ours = [{"output": r["output"].copy()} for r in exact]
     tolerances.check(ours, exact, exact, torch.bfloat16)
-    ours[7]["output"][3, 5] += 0.4
+    ours[7]["output"][3, 5] += 0.5 * tolerances.largest([exact[7]["output"]])
     with pytest.raises(AssertionError, match="output, largest element"):
         tolerances.check(ours, exact, exact, torch.bfloat16)
     ours[7]["output"][3, 5] = np.nan
@@ -72,13 +84,15 @@ def test_rule_notices_one_wrong_element() -> None:
 # ---- whole layers ------------------------------------------------------------------------------------------------
 
 
-@each_plan
 @each_isa
 @pytest.mark.parametrize("case", cases.table(), ids=lambda c: c.id)
-def test_layer(case: Case, isa: str, plan: str) -> None:
-    """Values and every gradient of the module, for each case, ISA and plan."""
+def test_layer(case: Case, isa: str) -> None:
+    """Values and every gradient of the module, for each case and ISA; the plans take turns over the seeds."""
     exact, theirs = references(case)
-    ours = [cases.run_module(case, seed, lstm_fused) for seed in SEEDS]
+    ours = []
+    for seed in SEEDS:
+        with runtime.use_plan(cases.PLANS[seed % len(cases.PLANS)]):
+            ours.append(cases.run_module(case, seed, lstm_fused))
     assert ours[0].keys() == exact[0].keys()
     tolerances.check(ours, theirs, exact, case.dtype)
 
@@ -91,15 +105,18 @@ LARGER = [
     Case("lstm", T=120, B=2, I=8, H=64),
     Case("gru", T=120, B=2, I=8, H=64),
     Case("lstm", T=10, B=9, I=16, H=260, proj=72),
+    Case("lstm", T=60, B=100, I=4, H=8),  # weight gradients are sums of 6,000 terms
+    Case("gru", T=60, B=100, I=4, H=8),
+    Case("gru", T=60, B=100, I=4, H=8, packed=True),
 ]
 
 
 @functools.lru_cache(maxsize=1)
 def torch_references(case: Case) -> tuple[list[Results], list[Results]]:
     """torch's layer in float64, which the oracle has vouched for and which is faster, and in the case's dtype."""
-    torch.set_num_threads(1)
-    double = [cases.run_module(case, seed, torch.nn, torch.float64) for seed in SEEDS]
-    return double, [cases.run_module(case, seed, torch.nn) for seed in SEEDS]
+    with one_thread():
+        double = [cases.run_module(case, seed, torch.nn, torch.float64) for seed in SEEDS]
+        return double, [cases.run_module(case, seed, torch.nn) for seed in SEEDS]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -161,14 +178,13 @@ def run_cell(case: Case, seed: int, library: object) -> Results:
 def step_references(case: Case) -> tuple[list[Results], list[Results]]:
     num = oracles.EXTENDED if case.dtype == torch.float64 else oracles.FLOAT64
     exact = [step_oracle(case, seed, num) for seed in SEEDS]
-    return exact, [run_cell(case, seed, torch.nn) for seed in SEEDS]
+    with one_thread():
+        return exact, [run_cell(case, seed, torch.nn) for seed in SEEDS]
 
 
 STEPS = [
     Case(cell, T=1, B=B, I=I, H=H, dtype=dtype, bias=plain, hx=plain)
-    for cell, (B, I, H), plain, dtype in itertools.product(
-        cases.CELLS, STEP_SIZES, (True, False), cases.DTYPES
-    )
+    for cell, (B, I, H), plain, dtype in itertools.product(cases.CELLS, STEP_SIZES, (True, False), cases.DTYPES)
 ]
 
 

@@ -16,8 +16,10 @@ spacing of the result's dtype at 1. Why it has this form:
   an error of eps / 2 to begin with.
 * *Over 20 seeds*, since one draw of either error is luck: the ratio of two single draws passes 2 often.
 
-Two norms are taken. The root mean square over all elements and seeds is the steadier; the largest element over all
-seeds sees a single wrong element that the mean of thousands would hide, which for the 16-bit types is most of them.
+Two norms are taken. The root mean square over all elements and seeds is steady, and the rule as stated. Alone it would
+hide a single wrong element among thousands, in the 16-bit types even a grossly wrong one; so the largest element over
+all seeds is held to the same rule, four times as wide, since it is the luck of one draw again.
+
 The same rule judges bfloat16 and float16 against torch's own layer in that dtype, and float64 against the
 extended-precision oracle.
 """
@@ -52,12 +54,10 @@ def largest(values: Sequence[Array]) -> float:
     return max((float(np.abs(v).max()) for v in values if v.size), default=0.0)
 
 
-NORMS = {"root mean square": root_mean_square, "largest element": largest}
+NORMS = {"root mean square": (root_mean_square, 1), "largest element": (largest, 4)}
 
 
-def check(
-    ours: Sequence[Results], theirs: Sequence[Results], exact: Sequence[Results], dtype: torch.dtype
-) -> None:
+def check(ours: Sequence[Results], theirs: Sequence[Results], exact: Sequence[Results], dtype: torch.dtype) -> None:
     """Asserts the rule for every named result; each sequence holds one ``Results`` per seed."""
     assert len(ours) == len(theirs) == len(exact) >= 20, "the rule is stated over at least 20 seeds"
     failures = []
@@ -65,13 +65,11 @@ def check(
         wanted = [r[name] for r in exact]
         error = [r[name] - w for r, w in zip(ours, wanted, strict=True)]
         error_of_torch = [r[name] - w for r, w in zip(theirs, wanted, strict=True)]
-        for norm_name, norm in NORMS.items():
+        for norm_name, (norm, width) in NORMS.items():
             e, e_torch, scale = norm(error), norm(error_of_torch), norm(wanted)
-            bound = max(TIMES_TORCH * e_torch, TIMES_EPS * eps(dtype) * scale)
+            bound = width * max(TIMES_TORCH * e_torch, TIMES_EPS * eps(dtype) * scale)
             if not e <= bound:  # a NaN fails
-                failures.append(
-                    f"{name}, {norm_name}: error {e:.3g} > {bound:.3g} (torch {e_torch:.3g}, {scale=:.3g})"
-                )
+                failures.append(f"{name}, {norm_name}: error {e:.3g} > {bound:.3g} (torch {e_torch:.3g}, {scale=:.3g})")
     assert not failures, "\n".join(failures)
 
 

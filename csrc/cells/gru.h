@@ -21,8 +21,7 @@ struct Gru {
   static constexpr int saved = 4;              // values per unit kept for backward: r z n, activated, and u_n
   static constexpr bool carries_cell = false;
   static constexpr bool reads_h0 = true;
-  // Columns of the gradient buffer that belong to the rows of W x and of U h: dr dz dn, and dn * r.
-  static constexpr int input_column[] = {0, 1, 2};
+  // Gradients per unit: the first G belong to the rows of W x, these to the rows of U h.
   static constexpr int recurrent_column[] = {0, 1, 3};
 
   template <class V>
@@ -41,8 +40,10 @@ struct Gru {
   template <class V>
   LSTM_FUSED_INLINE static void d_output(const V s[], const V& h0, const V& /*c1*/, const V& dh1, V d[], V& /*dc*/,
                                          V& dh0) {
+    // clang-format off
     d[1] = dh1 * (h0 - s[2]) * d_sigmoid(s[1]);
     d[2] = dh1 * (1 - s[1])  * d_tanh(s[2]);
+    // clang-format on
     dh0 = dh1 * s[1];
   }
 

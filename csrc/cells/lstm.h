@@ -23,8 +23,7 @@ struct Lstm {
   static constexpr int saved = 4;             // values per unit kept for backward: i f g o, activated
   static constexpr bool carries_cell = true;  // c travels beside h
   static constexpr bool reads_h0 = false;     // the cell update uses h_{t-1} beside U h_{t-1}
-  // Columns of the gradient buffer that belong to the rows of W x and of U h.
-  static constexpr int input_column[] = {0, 1, 2, 3};
+  // Gradients per unit: the first G belong to the rows of W x, these to the rows of U h.
   static constexpr int recurrent_column[] = {0, 1, 2, 3};
 
   template <class V>
@@ -53,9 +52,11 @@ struct Lstm {
   // Takes dL/dc1 in dc and leaves dL/dc0 there.
   template <class V>
   LSTM_FUSED_INLINE static void d_update(const V s[], const V& /*h0*/, const V& c0, V d[], V& dc, V& /*dh0*/) {
+    // clang-format off
     d[0] = dc * s[2] * d_sigmoid(s[0]);
     d[1] = dc * c0   * d_sigmoid(s[1]);
     d[2] = dc * s[0] * d_tanh(s[2]);
+    // clang-format on
     dc = dc * s[1];
   }
 };

@@ -42,7 +42,7 @@ using integer_t = typename ValueTraits<V>::integer;
 
 template <class V>
 LSTM_FUSED_INLINE V broadcast(element_t<V> x) {
-  return V{} + x;
+  return x - V{};  // x - 0 is x, whatever its sign: a plain broadcast; 0 + x would be an addition
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_TARGET

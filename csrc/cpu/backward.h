@@ -88,7 +88,7 @@ class Backward {
     if constexpr (Cell::carries_cell) store(a.dc + b * a.H + unit, dc, count);
     if constexpr (Cell::reads_h0) store(a.dh + b * a.P + unit, dh0, count);
 #pragma GCC unroll 8
-    for (int i = 0; i < S; ++i) store(a.d_gates + (data * S + i) * a.H + unit, d[i], count);
+    for (int i = 0; i < S; ++i) store(a.d_gates + data * d_gates_ld + i * a.H + unit, d[i], count);
     if (a.projection) store(a.unprojected + data * a.H + unit, Cell::output(s, h0, c1), count);
   }
 
@@ -102,8 +102,7 @@ class Backward {
     const std::int64_t end = a.projection ? share.projected_end : share.unit_end;
     Panels::run(
         my_rows(a.sequence.active(t)), begin / panel_width, panels(end), a.recurrent, k,
-        [&](std::int64_t j) { return a.d_gates + (data + row(j)) * S * a.H; },
-        [](std::int64_t, std::int64_t) {},
+        [&](std::int64_t j) { return a.d_gates + (data + row(j)) * d_gates_ld; }, [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t p = panel * panel_width + v * L;
@@ -122,8 +121,8 @@ class Backward {
       const std::int64_t b = row(j), data = a.sequence.offset(t) + b;
       for (std::int64_t p = share.projected_begin; p < share.projected_end; p += L) {
         with_count<L>(p, a.P, [&](auto count) {
-          store(a.d_projected + data * a.P + p, load<V>(a.dh + b * a.P + p, count) + output_gradient(data, p, count),
-                count);
+          store(a.d_projected + data * d_projected_ld + p,
+                load<V>(a.dh + b * a.P + p, count) + output_gradient(data, p, count), count);
         });
       }
     }
@@ -135,21 +134,21 @@ class Backward {
     const std::int64_t offset = a.sequence.offset(t);
     Panels::run(
         my_rows(a.sequence.active(t)), share.unit_begin / panel_width, panels(share.unit_end), a.projection,
-        Segments{1, whole_row, a.P}, [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * a.P; },
+        Segments{1, whole_row, a.P}, [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * d_projected_ld; },
         [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           const std::int64_t b = row(j), before = row_before(t, step, b);
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t unit = panel * panel_width + v * L;
             if (unit >= a.H) return;
-            with_count<L>(unit, a.H, [&](auto count) {
-              differentiate_unit(offset + b, before, b, unit, count, product[v]);
-            });
+            with_count<L>(unit, a.H,
+                          [&](auto count) { differentiate_unit(offset + b, before, b, unit, count, product[v]); });
           }
         });
   }
 
   const BackwardArgs<Storage>& a;
+  const std::int64_t d_gates_ld = row_stride<Compute>(S * a.H), d_projected_ld = row_stride<Compute>(a.P);
   const Share share;
   Barrier& barrier;
 };

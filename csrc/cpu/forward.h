@@ -26,8 +26,8 @@ class Forward {
     }
     for (std::int64_t step = step_begin; step < step_end; ++step) {
       const std::int64_t t = a.sequence.time(step);
-      const Compute* h0 = a.h + (step % 2) * a.sequence.batch * a.P;
-      Compute* h1 = a.h + (1 - step % 2) * a.sequence.batch * a.P;
+      const Compute* h0 = a.h + (step % 2) * a.sequence.batch * h_ld;
+      Compute* h1 = a.h + (1 - step % 2) * a.sequence.batch * h_ld;
       update(t, h0, h1);
       if (a.projection) {
         barrier.wait();
@@ -57,9 +57,9 @@ class Forward {
   void initialise() {
     const std::int64_t B = a.sequence.batch;
     for (std::int64_t j = 0; j < my_rows(B); ++j) {
-      const std::int64_t b = row(j), at = b * a.P + h_begin();
+      const std::int64_t b = row(j), from = b * a.P + h_begin(), to = b * h_ld + h_begin();
       for (int half = 0; half < (a.sequence.batch_sizes ? 2 : 1); ++half)
-        copy_or_zero(a.h + half * B * a.P + at, a.h0 ? a.h0 + at : nullptr, h_count());
+        copy_or_zero(a.h + half * B * h_ld + to, a.h0 ? a.h0 + from : nullptr, h_count());
       if constexpr (Cell::carries_cell) {
         const std::int64_t cell = b * a.H + share.unit_begin;
         copy_or_zero(a.c + cell, a.c0 ? a.c0 + cell : nullptr, share.unit_end - share.unit_begin);
@@ -72,14 +72,13 @@ class Forward {
     const std::int64_t data = a.sequence.offset(t);
     Product<G, Compute>::run(
         my_rows(a.sequence.active(t)), share.unit_begin / L, (share.unit_end + L - 1) / L, a.recurrent,
-        Segments{1, whole_row, a.P}, [&](std::int64_t j) { return h0 + row(j) * a.P; },
+        Segments{1, whole_row, a.P}, [&](std::int64_t j) { return h0 + row(j) * h_ld; },
         [&](std::int64_t j, std::int64_t panel) {
           for (int g = 0; g < G; ++g) __builtin_prefetch(input_gates(data + row(j)) + g * a.H + panel * L);
         },
         [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
-          with_count<L>(panel * L, a.H, [&](auto count) {
-            update_unit(data + row(j), row(j), panel * L, count, product, h0, h1);
-          });
+          with_count<L>(panel * L, a.H,
+                        [&](auto count) { update_unit(data + row(j), row(j), panel * L, count, product, h0, h1); });
         });
   }
 
@@ -99,7 +98,7 @@ class Forward {
         r[g] += load<V>(a.bias_h + g * a.H + unit, count);
       }
     }
-    if constexpr (Cell::reads_h0) h_before = load<V>(h0 + b * a.P + unit, count);
+    if constexpr (Cell::reads_h0) h_before = load<V>(h0 + b * h_ld + unit, count);
     if constexpr (Cell::carries_cell) c_before = load<V>(a.c + b * a.H + unit, count);
     Cell::update(x, r, h_before, c_before, s, c_after);
     const V h_after = Cell::output(s, h_before, c_after);
@@ -109,8 +108,8 @@ class Forward {
       for (int i = 0; i < S; ++i) store(a.saved + (data * S + i) * a.H + unit, s[i], count);
       if constexpr (Cell::carries_cell) store(a.cells + data * a.H + unit, c_after, count);
     }
-    if (a.projection) return store(a.unprojected + b * a.H + unit, h_after, count);
-    store(h1 + b * a.P + unit, h_after, count);
+    if (a.projection) return store(a.unprojected + b * unprojected_ld + unit, h_after, count);
+    store(h1 + b * h_ld + unit, h_after, count);
     store(a.output + data * a.output_ld + unit, h_after, count);
   }
 
@@ -120,14 +119,14 @@ class Forward {
     const std::int64_t data = a.sequence.offset(t);
     Product<projection_vectors, Compute>::run(
         my_rows(a.sequence.active(t)), share.projected_begin / width, (share.projected_end + width - 1) / width,
-        a.projection, Segments{1, whole_row, a.H}, [&](std::int64_t j) { return a.unprojected + row(j) * a.H; },
-        [](std::int64_t, std::int64_t) {},
+        a.projection, Segments{1, whole_row, a.H},
+        [&](std::int64_t j) { return a.unprojected + row(j) * unprojected_ld; }, [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[projection_vectors]) {
           for (int v = 0; v < projection_vectors; ++v) {
             const std::int64_t p = panel * width + v * L;
             if (p >= a.P) return;
             with_count<L>(p, a.P, [&](auto count) {
-              store(h1 + row(j) * a.P + p, product[v], count);
+              store(h1 + row(j) * h_ld + p, product[v], count);
               store(a.output + (data + row(j)) * a.output_ld + p, product[v], count);
             });
           }
@@ -137,12 +136,13 @@ class Forward {
   void finish_rows(std::int64_t t, const Compute* h1) {
     const std::int64_t active = a.sequence.active(t);
     for (std::int64_t j = my_rows(a.sequence.first_ending(t)); j < my_rows(active); ++j) {
-      const std::int64_t at = row(j) * a.P + h_begin();
-      std::memcpy(a.h_n + at, h1 + at, h_count() * sizeof(Compute));
+      const std::int64_t from = row(j) * h_ld + h_begin(), to = row(j) * a.P + h_begin();
+      std::memcpy(a.h_n + to, h1 + from, h_count() * sizeof(Compute));
     }
   }
 
   const ForwardArgs<Storage>& a;
+  const std::int64_t h_ld = row_stride<Compute>(a.P), unprojected_ld = row_stride<Compute>(a.H);
   const Share share;
   Barrier& barrier;
 };

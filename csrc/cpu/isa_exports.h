@@ -37,7 +37,7 @@ CellKernels<Storage> find_kernels(std::string_view name) {
   return kernels;
 }
 
-const IsaKernels isa = {isa_name, is_available,
-                 {find_kernels<float>, find_kernels<double>, find_kernels<BFloat16>, find_kernels<Float16>}};
+const IsaKernels isa = {
+    isa_name, is_available, {find_kernels<float>, find_kernels<double>, find_kernels<BFloat16>, find_kernels<Float16>}};
 
 }  // namespace lstm_fused::LSTM_FUSED_TARGET

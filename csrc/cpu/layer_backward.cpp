@@ -35,8 +35,7 @@ struct BackwardLayer {
   const std::vector<bool>& needed;
   const at::TensorOptions compute_options = input.options().dtype(compute_type(input));
   const CellKernels<Storage> kernels = active_isa().kernels<Storage>(shape.cell);
-  const RecurrenceShape recurrence = recurrence_shape(
-      shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel);
+  const RecurrenceShape recurrence = recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel);
   const Plan plan = choose_plan(recurrence, this_machine(usable_threads()), forced_plan());
 
   std::vector<at::Tensor> kept;
@@ -53,6 +52,10 @@ struct BackwardLayer {
     return at::zeros({shape.D, shape.B, width}, compute_options);
   }
 
+  at::Tensor empty_rows(std::int64_t rows, std::int64_t width) const {
+    return at::empty({rows, row_stride<Compute>(width)}, compute_options).narrow(1, 0, width);
+  }
+
   std::vector<at::Tensor> run() {
     const auto& [B, H, P, N] = std::tie(shape.B, shape.H, shape.P, shape.N);
     const at::Tensor dh = state_gradient(1, P);
@@ -62,9 +65,9 @@ struct BackwardLayer {
     const at::Tensor c0 = states.size() < 2 ? at::Tensor() : to_compute(states[1]);
     for (int d = 0; d < shape.D; ++d) {
       BackwardArgs<Storage>& a = args[d];
-      d_gates[d] = at::empty({N, shape.S * H}, compute_options);
+      d_gates[d] = empty_rows(N, shape.S * H);
       if (shape.projected) {
-        d_projected[d] = at::empty({N, P}, compute_options);
+        d_projected[d] = empty_rows(N, P);
         unprojected[d] = at::empty({N, H}, compute_options);
       }
       a.sequence = sequence(shape, d);
@@ -136,7 +139,8 @@ struct BackwardLayer {
       if (shape.bias && want(2)) results[first + 2] = sum_columns(d_x).to(dtype);
       if (shape.bias && want(3)) results[first + 3] = recurrent_bias_gradient(d).to(dtype);
       const int last = shape.weights_per_direction() - 1;
-      if (shape.projected && want(last)) results[first + last] = multiplied(d_projected[d].t(), unprojected[d]).to(dtype);
+      if (shape.projected && want(last))
+        results[first + last] = multiplied(d_projected[d].t(), unprojected[d]).to(dtype);
     }
     if (needed[0]) results[0] = d_input.reshape(input.sizes()).to(dtype);
     if (!states.empty() && needed[1]) results[1] = dh.to(dtype);

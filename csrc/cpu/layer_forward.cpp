@@ -29,7 +29,8 @@ struct ForwardLayer {
   const at::Tensor input;  // [N, I]
   at::TensorList states, weights;
   const bool save;
-  const at::TensorOptions storage_options = input.options(), compute_options = input.options().dtype(compute_type(input));
+  const at::TensorOptions storage_options = input.options(),
+                          compute_options = input.options().dtype(compute_type(input));
   const IsaKernels& isa = active_isa();
   const CellKernels<Storage> kernels = isa.kernels<Storage>(shape.cell);
   const int threads = usable_threads();
@@ -51,8 +52,9 @@ struct ForwardLayer {
     const at::Tensor output = at::empty(shape.output_sizes(), storage_options);
     const at::Tensor h_n = at::empty({shape.D, B, P}, compute_options);
     const at::Tensor c_n = shape.states == 2 ? at::empty({shape.D, B, H}, compute_options) : at::Tensor();
-    const at::Tensor h = at::empty({shape.D, 2, B, P}, compute_options);
-    const at::Tensor unprojected = shape.projected ? at::empty({shape.D, B, H}, compute_options) : at::Tensor();
+    const at::Tensor h = at::empty({shape.D, 2, B, row_stride<Compute>(P)}, compute_options);
+    const at::Tensor unprojected =
+        shape.projected ? at::empty({shape.D, B, row_stride<Compute>(H)}, compute_options) : at::Tensor();
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0]);
     const at::Tensor c0 = states.size() < 2 ? at::Tensor() : to_compute(states[1]);
     for (int d = 0; d < shape.D; ++d) {
@@ -68,10 +70,11 @@ struct ForwardLayer {
       a.c0 = c0.defined() ? data<Compute>(c0) + d * B * H : nullptr;
       a.output = mutable_data<Storage>(output) + d * P;
       a.output_ld = shape.D * P;
-      a.h = mutable_data<Compute>(h) + d * 2 * B * P;
+      a.h = mutable_data<Compute>(h) + d * 2 * B * row_stride<Compute>(P);
       a.h_n = mutable_data<Compute>(h_n) + d * B * P;
       a.c = c_n.defined() ? mutable_data<Compute>(c_n) + d * B * H : nullptr;
-      a.unprojected = unprojected.defined() ? mutable_data<Compute>(unprojected) + d * B * H : nullptr;
+      a.unprojected =
+          unprojected.defined() ? mutable_data<Compute>(unprojected) + d * B * row_stride<Compute>(H) : nullptr;
       if (save) allocate_saved(a);
     }
     if (shape.N > 0) {
@@ -95,7 +98,8 @@ struct ForwardLayer {
   void pack_weights() {
     const std::int64_t panels = (shape.H + kernels.unit_panel - 1) / kernels.unit_panel;
     const std::int64_t outputs = shape.projected ? (shape.P + kernels.output_panel - 1) / kernels.output_panel : 0;
-    const std::int64_t panel_size = shape.P * shape.G * kernels.unit_panel, output_size = shape.H * kernels.output_panel;
+    const std::int64_t panel_size = shape.P * shape.G * kernels.unit_panel,
+                       output_size = shape.H * kernels.output_panel;
     std::vector<const Storage*> U(shape.D), W(shape.D);
     std::vector<Compute*> packed_U(shape.D), packed_W(shape.D);
     for (int d = 0; d < shape.D; ++d) {
@@ -120,8 +124,9 @@ struct ForwardLayer {
     for (std::int64_t begin = 0; begin < shape.T; begin += steps) {
       const std::int64_t end = std::min(begin + steps, shape.T);
       for (int d = 0; d < shape.D; ++d) project_input(d, begin, end);
-      run_plan(plan, recurrence, kernels.unit_panel, kernels.output_panel,
-               [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier, begin, end); });
+      run_plan(
+          plan, recurrence, kernels.unit_panel, kernels.output_panel,
+          [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier, begin, end); });
     }
   }
 

@@ -66,7 +66,8 @@ double estimate(const RecurrenceShape& s, const Machine& machine, const Plan& pl
   // Multiply-adds: two vectors a cycle, one where a single row leaves only a latency-bound chain or a load each.
   const double vectors = weights / s.lanes * rows;
   const double multiply = vectors / (rows == 1 ? 1.2 : 1.8);
-  const double read = weights * s.element_bytes / bytes_per_cycle(machine, weights * s.element_bytes * per_worker_directions);
+  const double read =
+      weights * s.element_bytes / bytes_per_cycle(machine, weights * s.element_bytes * per_worker_directions);
   const double cell = rows * units / s.lanes * cell_cycles;
   double step = (std::max(multiply, read) + cell) / cycles_per_ns;
   if (plan.units > 1) step += barrier_ns * (s.projected ? 2 : 1);

@@ -23,7 +23,7 @@ template <int NV, class Compute>
 struct Product {
   using V = Vec<Compute>;
   static constexpr int max_rows = Isa::accumulators / NV;
-  static constexpr int row_block = 64;               // rows whose partial sums are kept while a panel is read in pieces
+  static constexpr int row_block = 64;  // rows whose partial sums are kept while a panel is read in pieces
   static constexpr int panel_width = NV * lanes<V>;
 
   // How much of k to take at once so that a piece of the panel, read again for every tile, and the same piece of the
@@ -38,11 +38,15 @@ struct Product {
   // Enough independent sums to hide the latency of a fused multiply-add: 8 where the registers allow it.
   static constexpr int panels_for(int rows) { return rows * NV >= 8 ? 1 : 8 / (rows * NV); }
 
+  // sums += product, or = if `first`. They are moved to registers and back one by one: an array copied as a whole would
+  // be kept in memory. A function of its own, because its registers must not be planned together with its callers'.
   template <int rows, int panels>
-  LSTM_FUSED_INLINE static void multiply(const Compute* const source[], const Compute* weights, std::int64_t stride,
-                                         std::int64_t K, V (&sums)[panels][rows][NV]) {
+  [[gnu::noinline]] static void multiply(const Compute* const source[], const Compute* weights, std::int64_t stride,
+                                         std::int64_t K, bool first, V (*sums)[NV]) {
     V acc[panels][rows][NV];
-    std::memcpy(acc, sums, sizeof(acc));
+#pragma GCC unroll 32
+    for (int i = 0; i < panels * rows * NV; ++i)
+      acc[i / (rows * NV)][i / NV % rows][i % NV] = first ? V{} : sums[i / NV][i % NV];
     for (std::int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 8
       for (int p = 0; p < panels; ++p) {
@@ -71,15 +75,15 @@ struct Product {
         }
       }
     }
-    std::memcpy(sums, acc, sizeof(acc));
+#pragma GCC unroll 32
+    for (int i = 0; i < panels * rows * NV; ++i) sums[i / NV][i % NV] = acc[i / (rows * NV)][i / NV % rows][i % NV];
   }
 
   // source(j) is the j-th row; done(j, panel, V sums[NV]) takes its result; soon(j, panel) is called while there is
   // still a product to compute, to fetch what done will read.
   template <class Source, class Soon, class Done>
   static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, const Compute* weights,
-                  const Segments& k, Source source, Soon soon,
-                  Done done) {
+                  const Segments& k, Source source, Soon soon, Done done) {
     for (std::int64_t begin = 0; begin < n; begin += row_block) {
       const std::int64_t end = std::min<std::int64_t>(begin + row_block, n);
       run_block(begin, end, panel_begin, panel_end, weights, k, source, soon, done);
@@ -89,8 +93,7 @@ struct Product {
  private:
   template <class Source, class Soon, class Done>
   static void run_block(std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end,
-                        const Compute* weights, const Segments& k, Source source, Soon soon,
-                  Done done) {
+                        const Compute* weights, const Segments& k, Source source, Soon soon, Done done) {
     const std::int64_t rows = row_end - row_begin;
     const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
     const std::int64_t stride = k.count * k.length * panel_width;
@@ -103,18 +106,14 @@ struct Product {
       const bool first = segment == 0 && k0 == 0, last = segment == k.count - 1 && k1 == k.length;
       if (last)
         for (int r = 0; r < R; ++r) soon(row + r, panel);
-      V sums[panels][R][NV] = {};
-      if (!first) std::memcpy(sums, partial[(row - row_begin) * panels], sizeof(sums));
       const Compute* from[R];
       for (int r = 0; r < R; ++r) from[r] = source(row + r) + k.column[segment] * k.length + k0;
+      V(*sums)[NV] = partial + (row - row_begin) * panels;  // [panels][R][NV]
       multiply<R, panels>(from, weights + panel * stride + (segment * k.length + k0) * panel_width, stride, k1 - k0,
-                          sums);
-      if (!last) {
-        std::memcpy(partial[(row - row_begin) * panels], sums, sizeof(sums));
-        return;
-      }
+                          first, sums);
+      if (!last) return;
       for (int p = 0; p < panels; ++p)
-        for (int r = 0; r < R; ++r) done(row + r, panel + p, sums[p][r]);
+        for (int r = 0; r < R; ++r) done(row + r, panel + p, sums[p * R + r]);
     };
 
     for (std::int64_t panel = panel_begin; panel < panel_end;) {
@@ -127,7 +126,8 @@ struct Product {
             with_rows(next - row, [&](auto R) {
               constexpr int grouped = panels_for(R);
               if (together == 1) tile(R, std::integral_constant<int, 1>{}, row, panel, segment, k0, k1);
-              else if constexpr (grouped > 1) tile(R, std::integral_constant<int, grouped>{}, row, panel, segment, k0, k1);
+              else if constexpr (grouped > 1)
+                tile(R, std::integral_constant<int, grouped>{}, row, panel, segment, k0, k1);
             });
           }
       panel += together;

@@ -96,7 +96,8 @@ LSTM_FUSED_INLINE V load(const Float16* p) {
   const auto sign = (half & 0x8000) << 16;
   const auto magnitude = (half & 0x7fff) << 13;
   const V smallest_normal = broadcast<V>(6.103515625e-05f);  // 2^-14: what a subnormal's implicit bit would add
-  const auto subnormal = __builtin_bit_cast(integer_t<V>, __builtin_bit_cast(V, magnitude + (113 << 23)) - smallest_normal);
+  const auto subnormal =
+      __builtin_bit_cast(integer_t<V>, __builtin_bit_cast(V, magnitude + (113 << 23)) - smallest_normal);
   const auto normal = magnitude + (112 << 23);
   const auto infinite_or_nan = magnitude + (224 << 23);
   const auto bits = magnitude < (1 << 23) ? subnormal : (magnitude < (31 << 23) ? normal : infinite_or_nan);

@@ -25,8 +25,7 @@ class Step {
         multiply(a.w_ih + row * a.I, count, a.I, a.input, x[g]);
         if (a.h0) multiply(a.w_hh + row * a.H, count, a.H, a.h0, r[g]);
       }
-      for (std::int64_t b = 0; b < a.batch; ++b)
-        with_count<L>(unit, a.H, [&](auto units) { update(b, unit, units); });
+      for (std::int64_t b = 0; b < a.batch; ++b) with_count<L>(unit, a.H, [&](auto units) { update(b, unit, units); });
     }
   }
 

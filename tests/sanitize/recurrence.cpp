@@ -19,8 +19,9 @@ struct Shape {
 };
 
 const Shape shapes[] = {
-    {1, 1, 1, 1, false, false},  {3, 2, 7, 7, false, false},   {4, 5, 33, 33, true, false},  {5, 7, 40, 40, false, true},
-    {5, 9, 17, 17, true, true},  {3, 4, 35, 19, false, false}, {4, 6, 50, 33, true, true},   {2, 70, 16, 16, false, false},
+    {1, 1, 1, 1, false, false},  {3, 2, 7, 7, false, false},    {4, 5, 33, 33, true, false},
+    {5, 7, 40, 40, false, true}, {5, 9, 17, 17, true, true},    {3, 4, 35, 19, false, false},
+    {4, 6, 50, 33, true, true},  {2, 70, 16, 16, false, false},
 };
 const Plan plans[] = {{1, 1, 1}, {1, 3, 1}, {1, 1, 2}, {1, 1, 4}, {1, 2, 2}};
 
@@ -30,8 +31,12 @@ double uniform() { return std::uniform_real_distribution<double>(-1, 1)(random_b
 
 void fill(float& x) { x = static_cast<float>(uniform()); }
 void fill(double& x) { x = uniform(); }
-void fill(BFloat16& x) { x.bits = static_cast<std::uint16_t>(0x3e00 + random_bits() % 0x100 + (random_bits() % 2 << 15)); }
-void fill(Float16& x) { x.bits = static_cast<std::uint16_t>(0x3000 + random_bits() % 0x800 + (random_bits() % 2 << 15)); }
+void fill(BFloat16& x) {
+  x.bits = static_cast<std::uint16_t>(0x3e00 + random_bits() % 0x100 + (random_bits() % 2 << 15));
+}
+void fill(Float16& x) {
+  x.bits = static_cast<std::uint16_t>(0x3000 + random_bits() % 0x800 + (random_bits() % 2 << 15));
+}
 
 template <class T>
 std::vector<T> random_values(std::int64_t count) {
@@ -69,13 +74,15 @@ std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int 
     offsets.push_back(N);
     N += sizes.back();
   }
-  const Sequence sequence = {s.T, s.B, s.reverse, s.ragged ? sizes.data() : nullptr, s.ragged ? offsets.data() : nullptr};
+  const Sequence sequence = {s.T, s.B, s.reverse, s.ragged ? sizes.data() : nullptr,
+                             s.ragged ? offsets.data() : nullptr};
   const auto panels = [](std::int64_t n, int width) { return (n + width - 1) / width; };
 
   const auto U = random_values<Storage>(G * s.H * s.P), W = random_values<Storage>(s.P * s.H);
   std::vector<Compute> packed(panels(s.H, kernels.unit_panel) * s.P * G * kernels.unit_panel);
   std::vector<Compute> packed_W(panels(s.P, kernels.output_panel) * s.H * kernels.output_panel);
-  for (std::int64_t i = 0; i < panels(s.H, kernels.unit_panel); ++i) kernels.pack_gates(U.data(), s.H, s.P, i, packed.data());
+  for (std::int64_t i = 0; i < panels(s.H, kernels.unit_panel); ++i)
+    kernels.pack_gates(U.data(), s.H, s.P, i, packed.data());
   for (std::int64_t i = 0; i < panels(s.P, kernels.output_panel); ++i)
     kernels.pack_columns(W.data(), s.P, s.H, i, packed_W.data());
 
@@ -83,7 +90,8 @@ std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int 
   const auto h0 = random_values<Compute>(s.B * s.P), c0 = random_values<Compute>(s.B * s.H);
   const auto gates = random_values<Compute>(N * G * s.H);
   std::vector<Storage> saved(N * S * s.H), output(N * s.P);
-  std::vector<Compute> cells(N * s.H), h(2 * s.B * s.P), h_n(s.B * s.P), c(s.B * s.H), unprojected(s.B * s.H);
+  std::vector<Compute> cells(N * s.H), h(2 * s.B * row_stride<Compute>(s.P)), h_n(s.B * s.P), c(s.B * s.H),
+      unprojected(s.B * row_stride<Compute>(s.H));
   ForwardArgs<Storage> f;
   f.sequence = sequence;
   f.H = s.H;
@@ -104,7 +112,8 @@ std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int 
   f.h_n = h_n.data();
   f.c = c.data();
   f.unprojected = unprojected.data();
-  const RecurrenceShape shape = {s.T, s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel, projected};
+  const RecurrenceShape shape = {s.T,      s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel,
+                                 projected};
   run_workers(plan, shape, kernels.unit_panel, kernels.output_panel, [&](const Share& share, Barrier& barrier) {
     kernels.forward(f, share, barrier, 0, s.T / 2);
     barrier.wait();
@@ -119,7 +128,8 @@ std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int 
     kernels.pack_rows(W.data(), s.H, s.P, i, rows_W.data());
   const auto d_output = random_values<Storage>(N * s.P), h0_storage = random_values<Storage>(s.B * s.P);
   auto dh = random_values<Compute>(s.B * s.P), dc = random_values<Compute>(s.B * s.H);
-  std::vector<Compute> d_gates(N * S * s.H), d_projected(N * s.P), unprojected_all(N * s.H);
+  std::vector<Compute> d_gates(N * row_stride<Compute>(S * s.H)), d_projected(N * row_stride<Compute>(s.P)),
+      unprojected_all(N * s.H);
   BackwardArgs<Storage> b;
   b.sequence = sequence;
   b.H = s.H;
@@ -143,7 +153,7 @@ std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int 
               [&](const Share& share, Barrier& barrier) { kernels.backward(b, share, barrier); });
 
   std::vector<Compute> sums(S * s.H);
-  kernels.sum_columns(d_gates.data(), N, S * s.H, 0, S * s.H, sums.data());
+  kernels.sum_columns(d_gates.data(), N, row_stride<Compute>(S * s.H), 0, S * s.H, sums.data());
   std::vector<unsigned char> bytes;
   copy_bytes(bytes, saved);
   copy_bytes(bytes, output);
@@ -157,7 +167,8 @@ void run_step(const IsaKernels& isa, const char* cell, int G, std::int64_t B, st
   const CellKernels<Storage> kernels = isa.kernels<Storage>(cell);
   const auto w_ih = random_values<Storage>(G * H * I), w_hh = random_values<Storage>(G * H * H);
   const auto b_ih = random_values<Storage>(G * H), b_hh = random_values<Storage>(G * H);
-  const auto input = random_values<Storage>(B * I), h0 = random_values<Storage>(B * H), c0 = random_values<Storage>(B * H);
+  const auto input = random_values<Storage>(B * I), h0 = random_values<Storage>(B * H),
+             c0 = random_values<Storage>(B * H);
   std::vector<Storage> h1(B * H), c1(B * H), saved(B * 4 * H);
   std::vector<compute_t<Storage>> cells(B * H);
   StepArgs<Storage> args;
