@@ -5,7 +5,6 @@ LSTM_FUSED_CUDA=0|1|auto says whether CUDA kernels are to be built; this version
 
 import os
 
-import torch
 from setuptools import Extension, setup
 from torch.utils import cpp_extension
 
@@ -45,7 +44,17 @@ setup(
             libraries=["c10", "torch", "torch_cpu"],
             # -fopenmp only while compiling: at run time the symbols are those of the OpenMP library that torch has
             # loaded already, and a second one never enters the process.
-            extra_compile_args=["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-missing-field-initializers", *TORCH_HEADERS],
+            extra_compile_args=[
+                "-std=c++20",
+                "-O3",
+                "-fopenmp",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-Wno-psabi",
+                "-Wno-missing-field-initializers",
+                *TORCH_HEADERS,
+            ],
             extra_link_args=["-Wl,-s"],
         )
     ],

@@ -149,7 +149,7 @@ def batch_sizes_sweep() -> Iterator[Wrong]:
         good, N = a.batch_sizes.tolist(), len(a.input)
         wrong: dict[str, tuple[Any, str]] = {
             "increasing": (list(reversed(good)), r"got 3 at step \d"),
-            "zero": ([*good, 0], "got 0"),
+            "hole": ([*good[:-1], 0, good[-1]], rf"got {good[-1]} at step \d+ after 0"),
             "negative": ([*good, 2, -2], "got -2|got 2"),
             "all-negative": ([-n for n in good], "got -3"),
             "too-many-rows": ([N + 1], f"got {N + 1}"),

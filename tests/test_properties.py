@@ -221,3 +221,15 @@ def test_no_rows(case: Case, setting: Setting) -> None:
         grads = torch.autograd.grad(outputs, a.tensors, [torch.ones_like(out) for out in outputs])
     for tensor, grad in zip(a.tensors, grads, strict=True):
         assert grad.shape == tensor.shape and not grad.any()
+
+
+@given(case=layers(packed=True), setting=SETTINGS, empty=st.integers(1, 3))
+def test_last_steps_may_have_no_rows(case: Case, setting: Setting, empty: int) -> None:
+    """Packed data whose last steps are of no row: as without those steps, to the bit."""
+    with setting.in_force():
+        a = raw.arguments(case)
+        assert a.batch_sizes is not None
+        outputs, _, grads = values_and_gradients(a)
+        longer = replace(a, batch_sizes=torch.cat([a.batch_sizes, torch.zeros(empty, dtype=torch.int64)]))
+        outputs_longer, _, grads_longer = values_and_gradients(longer)
+    assert all(torch.equal(x, y) for x, y in zip([*outputs_longer, *grads_longer], [*outputs, *grads], strict=True))

@@ -17,8 +17,8 @@ Sequence sequence(const LayerShape& shape, int direction) {
 namespace {
 
 // Input gates of this many bytes are computed at a time, to be consumed while they are in cache.
-constexpr std::int64_t chunk_bytes = 1 << 20;
-constexpr std::int64_t chunk_rows = 64;  // fewer rows would make the GEMM inefficient
+constexpr std::int64_t chunk_bytes = 2 << 20;
+constexpr std::int64_t chunk_rows = 256;  // fewer rows would read W too often for what they compute
 
 template <class Storage>
 struct ForwardLayer {
