@@ -5,6 +5,7 @@ TORCH  ?= torch==2.13.0
 BIN     = $(VENV)/bin
 CXX    ?= g++
 BENCH  ?= --grid quick --mode both
+CXX_FILES = $(wildcard csrc/*.* csrc/*/*.* tests/sanitize/*.cpp)
 SOURCES = setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: test bench lint format sanitize build wheel clean
@@ -20,12 +21,12 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 # The kernels alone, without torch, under the compiler's checkers.
 sanitize:

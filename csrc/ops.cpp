@@ -104,7 +104,7 @@ std::string plan_name(const std::string& cell, int64_t T, int64_t B, int64_t /*I
   const int gates = find_cell(cell).gates;
   const CellKernels<float> kernels = active_isa().kernels<float>(cell);
   const RecurrenceShape shape = {
-      T, B, H, P, gates, static_cast<int>(D), sizeof(float), kernels.unit_panel, kernels.unit_panel, P != H};
+      T, B, H, P, gates, static_cast<int>(D), sizeof(float), kernels.unit_panel, kernels.unit_panel, P != H, P};
   return choose_plan(shape, this_machine(static_cast<int>(threads)), forced_plan()).describe();
 }
 

@@ -105,6 +105,8 @@ LARGER = [
     Case("lstm", T=120, B=2, I=8, H=64),
     Case("gru", T=120, B=2, I=8, H=64),
     Case("lstm", T=10, B=9, I=16, H=260, proj=72),
+    Case("lstm", T=24, B=80, I=40, H=130, bidirectional=True),  # 4 MB of gates a direction: several chunks of time
+    Case("gru", T=40, B=80, I=40, H=100, bidirectional=True, packed=True),
     Case("lstm", T=60, B=100, I=4, H=8),  # weight gradients are sums of 6,000 terms
     Case("gru", T=60, B=100, I=4, H=8),
     Case("gru", T=60, B=100, I=4, H=8, packed=True),
@@ -127,6 +129,19 @@ def test_larger_layer(case: Case, threads: int) -> None:
     torch.set_num_threads(threads)
     ours = [cases.run_module(case, seed, lstm_fused) for seed in SEEDS]
     tolerances.check(ours, theirs, double, case.dtype)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=cases.short)
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_sixteen_bits_over_chunks_of_time(cell: str, dtype: torch.dtype, packed: bool) -> None:
+    """Where gates pass through a buffer, chunk by chunk: as float32 does it, to the rounding of what is stored."""
+    case = Case(cell, T=60, B=60, I=20, H=100, dtype=dtype, bidirectional=True, packed=packed)
+    rounded = cases.run_module(case, 0, lstm_fused)
+    wanted = cases.run_module(case, 0, lstm_fused, torch.float32)
+    for name, value in wanted.items():
+        error = tolerances.root_mean_square([rounded[name] - value])
+        assert error <= 4 * tolerances.eps(dtype) * tolerances.root_mean_square([value]), name
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.short)

@@ -58,7 +58,8 @@ inline at::Tensor to_compute(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.to(compute_type(tensor)).contiguous() : tensor;
 }
 
-RecurrenceShape recurrence_shape(const LayerShape& shape, int element_bytes, int lanes, int panel_units);
+RecurrenceShape recurrence_shape(const LayerShape& shape, int element_bytes, int lanes, int panel_units,
+                                 std::int64_t exchanged);
 Sequence sequence(const LayerShape& shape, int direction);
 
 // Packs `count` panels of every direction with all threads; pack(direction, panel) does one.

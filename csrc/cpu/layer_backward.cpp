@@ -35,7 +35,8 @@ struct BackwardLayer {
   const std::vector<bool>& needed;
   const at::TensorOptions compute_options = input.options().dtype(compute_type(input));
   const CellKernels<Storage> kernels = active_isa().kernels<Storage>(shape.cell);
-  const RecurrenceShape recurrence = recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel);
+  const RecurrenceShape recurrence =
+      recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel, shape.G* shape.H);
   const Plan plan = choose_plan(recurrence, this_machine(usable_threads()), forced_plan());
 
   std::vector<at::Tensor> kept;

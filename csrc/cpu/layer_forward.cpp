@@ -6,8 +6,9 @@
 
 namespace lstm_fused {
 
-RecurrenceShape recurrence_shape(const LayerShape& s, int element_bytes, int lanes, int panel_units) {
-  return {s.T, s.B, s.H, s.P, s.G, s.D, element_bytes, lanes, panel_units, s.projected};
+RecurrenceShape recurrence_shape(const LayerShape& s, int element_bytes, int lanes, int panel_units,
+                                 std::int64_t exchanged) {
+  return {s.T, s.B, s.H, s.P, s.G, s.D, element_bytes, lanes, panel_units, s.projected, exchanged};
 }
 
 Sequence sequence(const LayerShape& shape, int direction) {
@@ -34,7 +35,8 @@ struct ForwardLayer {
   const IsaKernels& isa = active_isa();
   const CellKernels<Storage> kernels = isa.kernels<Storage>(shape.cell);
   const int threads = usable_threads();
-  const RecurrenceShape recurrence = recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.unit_panel);
+  const RecurrenceShape recurrence =
+      recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.unit_panel, shape.P);
   const Plan plan = choose_plan(recurrence, this_machine(threads), forced_plan());
 
   std::vector<at::Tensor> kept;  // tensors that args point into

@@ -13,6 +13,8 @@ constexpr double cycles_per_ns = 3.0;
 constexpr double barrier_ns = 250;        // two to four cores of one socket
 constexpr double launch_ns = 3000;        // waking a team
 constexpr double cell_cycles = 90;        // activations of one vector of units
+constexpr double unhidden_part = 0.25;         // of the shorter one of computing and reading weights
+constexpr double exchange_bytes_per_cycle = 4;
 constexpr double worthwhile_gain = 0.93;  // more threads must win at least this much: they cost others theirs
 
 // Bytes a core reads per cycle from the smallest cache that holds `bytes`.
@@ -69,7 +71,11 @@ double estimate(const RecurrenceShape& s, const Machine& machine, const Plan& pl
   const double read =
       weights * s.element_bytes / bytes_per_cycle(machine, weights * s.element_bytes * per_worker_directions);
   const double cell = rows * units / s.lanes * cell_cycles;
-  double step = (std::max(multiply, read) + cell) / cycles_per_ns;
+  // The two overlap, but not quite.
+  double cycles = std::max(multiply, read) + unhidden_part * std::min(multiply, read) + cell;
+  // What the others have written comes from their caches.
+  if (plan.units > 1) cycles += rows * static_cast<double>(s.exchanged) * s.element_bytes / exchange_bytes_per_cycle;
+  double step = cycles / cycles_per_ns;
   if (plan.units > 1) step += barrier_ns * (s.projected ? 2 : 1);
   return s.steps * step * per_worker_directions + (plan.threads() > 1 ? launch_ns : 0);
 }

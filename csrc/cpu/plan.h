@@ -16,6 +16,7 @@ struct RecurrenceShape {
   int lanes;                                     // of the instruction set, for that type
   int panel_units;                               // smallest share of units
   bool projected;                                // one more product and barrier a step
+  std::int64_t exchanged;  // values of a row that every unit's product reads: P, or G*H backward
 };
 
 struct Machine {

@@ -26,11 +26,11 @@ struct Product {
   static constexpr int row_block = 64;  // rows whose partial sums are kept while a panel is read in pieces
   static constexpr int panel_width = NV * lanes<V>;
 
-  // How much of k to take at once so that a piece of the panel, read again for every tile, and the same piece of the
-  // rows stay in L1 together. One tile reads the panel once, and there is nothing to gain.
-  static std::int64_t piece_of(std::int64_t length, std::int64_t rows, std::int64_t tiles) {
+  // How much of k to take at once: a piece of the panel that stays in L1 while the tiles read it again and their rows
+  // pass by. A single tile reads the panel once, and there is nothing to gain.
+  static std::int64_t piece_of(std::int64_t length, std::int64_t tiles) {
     if (tiles == 1) return length;
-    const std::int64_t fits = std::max<std::int64_t>(32, 24 * 1024 / ((panel_width + rows) * sizeof(Compute)));
+    constexpr std::int64_t fits = 16 * 1024 / (panel_width * sizeof(Compute));
     const std::int64_t pieces = (length + fits - 1) / fits;
     return (length + pieces - 1) / pieces;
   }
@@ -97,7 +97,7 @@ struct Product {
     const std::int64_t rows = row_end - row_begin;
     const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
     const std::int64_t stride = k.count * k.length * panel_width;
-    const std::int64_t piece = piece_of(k.length, rows, tiles);
+    const std::int64_t piece = piece_of(k.length, tiles);
     V partial[row_block][NV];
 
     const auto tile = [&](auto rows_constant, auto panels_constant, std::int64_t row, std::int64_t panel, int segment,

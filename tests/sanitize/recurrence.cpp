@@ -114,8 +114,8 @@ std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int 
   f.h_n = h_n.data();
   f.c = c.data();
   f.unprojected = unprojected.data();
-  const RecurrenceShape shape = {s.T,      s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel,
-                                 projected};
+  const RecurrenceShape shape = {
+      s.T, s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel, projected, s.P};
   run_workers(plan, shape, kernels.unit_panel, kernels.output_panel, [&](const Share& share, Barrier& barrier) {
     kernels.forward(f, share, barrier, 0, s.T / 2);
     barrier.wait();
