@@ -116,6 +116,7 @@ bool any_of(const at::Tensor& input, at::TensorList states, at::TensorList weigh
 }  // namespace
 
 bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+  TORCH_CHECK(input.defined(), "input: expected a tensor, got none");
   const auto has_tangent = [](const at::Tensor& t) { return t.defined() && t._fw_grad(0).defined(); };
   TORCH_CHECK_NOT_IMPLEMENTED(!any_of(input, states, weights, has_tangent),
                               "lstm_fused: forward-mode differentiation of a fused layer is not implemented");
@@ -125,6 +126,9 @@ bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList 
 
 std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                        at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional) {
+  // Checked here because a tensor on another device would already have chosen another kernel.
+  TORCH_CHECK(!batch_sizes.has_value() || !batch_sizes->defined() || batch_sizes->device().is_cpu(),
+              "batch_sizes: expected a CPU tensor, got one on ", batch_sizes->device());
   if (needs_graph(input, states, weights))
     return LayerNode::apply(input, states, weights, batch_sizes, cell, bidirectional);
   static const auto op = find_op<ForwardOp>("lstm_fused::layer");

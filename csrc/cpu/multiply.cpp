@@ -26,23 +26,31 @@ void in_fixed_blocks(const at::Tensor& out, const at::Tensor& a, const Product& 
   });
 }
 
+// A vendor GEMM with a small result adds a long sum up in one go, and its rounding errors with it; a large result is
+// cut along the sum already. So sums over more than this many terms are cut here where the result is small.
+constexpr std::int64_t sum_terms = 256, small_result = 64 * 1024;
+
+void product_of(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool add) {
+  const auto product = [&](at::Tensor rows_out, const at::Tensor& rows) {
+    if (add) rows_out.addmm_(rows, b);
+    else at::mm_out(rows_out, rows, b);
+  };
+  if (at::globalContext().deterministicAlgorithms()) in_fixed_blocks(out, a, product);
+  else product(out, a);
+}
+
 }  // namespace
 
 void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
-  if (!at::globalContext().deterministicAlgorithms()) {
-    at::mm_out(out, a, b);
-    return;
+  const std::int64_t terms = a.size(1);
+  if (terms <= 2 * sum_terms || out.numel() > small_result) return product_of(out, a, b, false);
+  for (std::int64_t begin = 0; begin < terms; begin += sum_terms) {
+    const std::int64_t count = std::min(sum_terms, terms - begin);
+    product_of(out, a.narrow(1, begin, count), b.narrow(0, begin, count), begin > 0);
   }
-  in_fixed_blocks(out, a, [&](at::Tensor block, const at::Tensor& rows) { at::mm_out(block, rows, b); });
 }
 
-void multiply_add(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
-  if (!at::globalContext().deterministicAlgorithms()) {
-    out.addmm_(a, b);
-    return;
-  }
-  in_fixed_blocks(out, a, [&](at::Tensor block, const at::Tensor& rows) { block.addmm_(rows, b); });
-}
+void multiply_add(at::Tensor out, const at::Tensor& a, const at::Tensor& b) { product_of(out, a, b, true); }
 
 at::Tensor multiplied(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
