@@ -1,6 +1,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
@@ -44,9 +45,11 @@ void product_of(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool a
 void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
   const std::int64_t terms = a.size(1);
   if (terms <= 2 * sum_terms || out.numel() > small_result) return product_of(out, a, b, false);
+  const at::Tensor piece = at::empty_like(out);  // a GEMM that adds to `out` itself may go on in the same running sum
   for (std::int64_t begin = 0; begin < terms; begin += sum_terms) {
     const std::int64_t count = std::min(sum_terms, terms - begin);
-    product_of(out, a.narrow(1, begin, count), b.narrow(0, begin, count), begin > 0);
+    product_of(begin ? piece : out, a.narrow(1, begin, count), b.narrow(0, begin, count), false);
+    if (begin) out.add_(piece);
   }
 }
 
