@@ -59,6 +59,8 @@ def _fake_forward(
     save: bool = True,
 ) -> list[Tensor]:
     """What ``lstm_fused::forward`` returns, without values; without what it saves for backward, ``layer``."""
+    if cell not in GATES:
+        raise RuntimeError(f"cell: expected lstm or gru, got {cell!r}")
     for name, tensors in (("states", states), ("weights", weights)):
         for k, tensor in enumerate(tensors):
             if tensor.device != input.device or tensor.dtype != input.dtype:

@@ -77,7 +77,7 @@ def plan(
     D: int = 1,
     threads: int | None = None,
 ) -> str:
-    """The plan that a layer of this shape takes, in a word or two, as "rows 2x1" or "units 1x2".
+    """The plan that a layer of this shape takes, in a word or two, as "serial", "rows 2" or "directions 2 x units 2".
 
     Args:
         cell: "lstm" or "gru".

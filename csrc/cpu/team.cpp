@@ -56,7 +56,7 @@ void Barrier::wait_for_others() {
     generation_.store(generation + 1, std::memory_order_release);
     return;
   }
-  // About 20 us of spinning: far above the imbalance of a time step, far below a scheduler's time slice.
+  // About 10 to 20 us of spinning: far above the imbalance of a time step, far below a scheduler's time slice.
   for (int spin = 0; spin < 500; ++spin) {
     if (generation_.load(std::memory_order_acquire) != generation) return;
     pause_briefly();
