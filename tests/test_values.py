@@ -110,6 +110,7 @@ LARGER = [
     Case("lstm", T=60, B=100, I=4, H=8),  # weight gradients are sums of 6,000 terms
     Case("gru", T=60, B=100, I=4, H=8),
     Case("gru", T=60, B=100, I=4, H=8, packed=True),
+    Case("lstm", T=16, B=40, I=8, H=300, bidirectional=True),  # the input gradient is a sum of 2 x 1,200 terms
 ]
 
 

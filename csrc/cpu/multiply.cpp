@@ -40,20 +40,23 @@ void product_of(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool a
   else product(out, a);
 }
 
-}  // namespace
-
-void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
+void product_in_pieces(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool add) {
   const std::int64_t terms = a.size(1);
-  if (terms <= 2 * sum_terms || out.numel() > small_result) return product_of(out, a, b, false);
+  if (terms <= 2 * sum_terms || out.numel() > small_result) return product_of(out, a, b, add);
   const at::Tensor piece = at::empty_like(out);  // a GEMM that adds to `out` itself may go on in the same running sum
   for (std::int64_t begin = 0; begin < terms; begin += sum_terms) {
     const std::int64_t count = std::min(sum_terms, terms - begin);
-    product_of(begin ? piece : out, a.narrow(1, begin, count), b.narrow(0, begin, count), false);
-    if (begin) out.add_(piece);
+    const bool into_piece = add || begin > 0;
+    product_of(into_piece ? piece : out, a.narrow(1, begin, count), b.narrow(0, begin, count), false);
+    if (into_piece) out.add_(piece);
   }
 }
 
-void multiply_add(at::Tensor out, const at::Tensor& a, const at::Tensor& b) { product_of(out, a, b, true); }
+}  // namespace
+
+void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) { product_in_pieces(out, a, b, false); }
+
+void multiply_add(at::Tensor out, const at::Tensor& a, const at::Tensor& b) { product_in_pieces(out, a, b, true); }
 
 at::Tensor multiplied(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor out = at::empty({a.size(0), b.size(1)}, a.options());

@@ -3,7 +3,8 @@
 // still in registers. This is where nearly all of the time goes.
 //
 // A panel is NV vectors wide. A tile of `rows x panels` keeps every sum in a register; k runs in order
-// from one end to the other, whatever the tile, so results do not depend on how the work is split.
+// from one end to the other, in pieces of a length that depends on nothing but the panel's width, so results do not
+// depend on how the work is split.
 #pragma once
 
 #include <algorithm>
@@ -27,9 +28,8 @@ struct Product {
   static constexpr int panel_width = NV * lanes<V>;
 
   // How much of k to take at once: a piece of the panel that stays in L1 while the tiles read it again and their rows
-  // pass by. A single tile reads the panel once, and there is nothing to gain.
-  static std::int64_t piece_of(std::int64_t length, std::int64_t tiles) {
-    if (tiles == 1) return length;
+  // pass by. Each piece is summed apart, which keeps the rounding error of a long sum small.
+  static std::int64_t piece_of(std::int64_t length) {
     constexpr std::int64_t fits = 16 * 1024 / (panel_width * sizeof(Compute));
     const std::int64_t pieces = (length + fits - 1) / fits;
     return (length + pieces - 1) / pieces;
@@ -45,8 +45,7 @@ struct Product {
                                          std::int64_t K, bool first, V (*sums)[NV]) {
     V acc[panels][rows][NV];
 #pragma GCC unroll 32
-    for (int i = 0; i < panels * rows * NV; ++i)
-      acc[i / (rows * NV)][i / NV % rows][i % NV] = first ? V{} : sums[i / NV][i % NV];
+    for (int i = 0; i < panels * rows * NV; ++i) acc[i / (rows * NV)][i / NV % rows][i % NV] = V{};
     for (std::int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 8
       for (int p = 0; p < panels; ++p) {
@@ -76,7 +75,10 @@ struct Product {
       }
     }
 #pragma GCC unroll 32
-    for (int i = 0; i < panels * rows * NV; ++i) sums[i / NV][i % NV] = acc[i / (rows * NV)][i / NV % rows][i % NV];
+    for (int i = 0; i < panels * rows * NV; ++i) {
+      const V& piece = acc[i / (rows * NV)][i / NV % rows][i % NV];
+      sums[i / NV][i % NV] = first ? piece : sums[i / NV][i % NV] + piece;
+    }
   }
 
   // source(j) is the j-th row; done(j, panel, V sums[NV]) takes its result; soon(j, panel) is called while there is
@@ -97,7 +99,7 @@ struct Product {
     const std::int64_t rows = row_end - row_begin;
     const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
     const std::int64_t stride = k.count * k.length * panel_width;
-    const std::int64_t piece = piece_of(k.length, tiles);
+    const std::int64_t piece = piece_of(k.length);
     V partial[row_block][NV];
 
     const auto tile = [&](auto rows_constant, auto panels_constant, std::int64_t row, std::int64_t panel, int segment,
