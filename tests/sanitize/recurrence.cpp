@@ -61,107 +61,138 @@ void run_workers(const Plan& plan, const RecurrenceShape& shape, int panel, int 
   });
 }
 
-// The bytes of every result under one plan.
+// One layer's recurrence, forward and then backward, under one plan.
 template <class Storage>
-std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int G, const Shape& s, const Plan& plan) {
+struct Problem {
   using Compute = compute_t<Storage>;
-  random_bits.seed(11);
-  const CellKernels<Storage> kernels = isa.kernels<Storage>(cell);
+  static constexpr int S = 4;
+  const CellKernels<Storage> kernels;
+  const int G;
+  const Shape s;
+  const Plan plan;
   const bool projected = s.P != s.H;
-  constexpr int S = 4;
   std::vector<std::int64_t> sizes, offsets;
   std::int64_t N = 0;
-  for (std::int64_t t = 0; t < s.T; ++t) {
-    sizes.push_back(s.ragged ? std::max<std::int64_t>(1, s.B - 2 * t) : s.B);
-    offsets.push_back(N);
-    N += sizes.back();
+  Sequence sequence;
+  std::vector<Storage> U, W, saved, output;
+  std::vector<Compute> c0, cells, h_n;
+  std::vector<unsigned char> bytes;  // of every result
+
+  Problem(const IsaKernels& isa, const char* cell, int G, const Shape& s, const Plan& plan)
+      : kernels(isa.kernels<Storage>(cell)), G(G), s(s), plan(plan) {
+    random_bits.seed(11);
+    for (std::int64_t t = 0; t < s.T; ++t) {
+      sizes.push_back(s.ragged ? std::max<std::int64_t>(1, s.B - 2 * t) : s.B);
+      offsets.push_back(N);
+      N += sizes.back();
+    }
+    sequence = {s.T, s.B, s.reverse, s.ragged ? sizes.data() : nullptr, s.ragged ? offsets.data() : nullptr};
+    U = random_values<Storage>(G * s.H * s.P);
+    W = random_values<Storage>(s.P * s.H);
+    c0 = random_values<Compute>(s.B * s.H);
+    saved.resize(N * S * s.H);
+    output.resize(N * s.P);
+    cells.resize(N * s.H);
+    h_n.resize(s.B * s.P);
+    forward();
+    backward();
   }
-  const Sequence sequence = {s.T, s.B, s.reverse, s.ragged ? sizes.data() : nullptr,
-                             s.ragged ? offsets.data() : nullptr};
-  const auto panels = [](std::int64_t n, int width) { return (n + width - 1) / width; };
 
-  const auto U = random_values<Storage>(G * s.H * s.P), W = random_values<Storage>(s.P * s.H);
-  std::vector<Compute> packed(panels(s.H, kernels.unit_panel) * s.P * G * kernels.unit_panel);
-  std::vector<Compute> packed_W(panels(s.P, kernels.output_panel) * s.H * kernels.output_panel);
-  for (std::int64_t i = 0; i < panels(s.H, kernels.unit_panel); ++i)
-    kernels.pack_gates(U.data(), s.H, s.P, i, packed.data());
-  for (std::int64_t i = 0; i < panels(s.P, kernels.output_panel); ++i)
-    kernels.pack_columns(W.data(), s.P, s.H, i, packed_W.data());
+  // All panels of a matrix with this many outputs and inputs, packed by pack(panel, to).
+  static std::vector<Compute> packed(std::int64_t outputs, int panel_units, int width, std::int64_t K,
+                                     const auto& pack) {
+    const std::int64_t panels = (outputs + panel_units - 1) / panel_units;
+    std::vector<Compute> to(panels * K * width);
+    for (std::int64_t i = 0; i < panels; ++i) pack(i, to.data());
+    return to;
+  }
 
-  const auto bias_x = random_values<Compute>(G * s.H), bias_h = random_values<Compute>(G * s.H);
-  const auto h0 = random_values<Compute>(s.B * s.P), c0 = random_values<Compute>(s.B * s.H);
-  const auto gates = random_values<Compute>(N * G * s.H);
-  std::vector<Storage> saved(N * S * s.H), output(N * s.P);
-  std::vector<Compute> cells(N * s.H), h(2 * s.B * row_stride<Compute>(s.P)), h_n(s.B * s.P), c(s.B * s.H),
-      unprojected(s.B * row_stride<Compute>(s.H));
-  ForwardArgs<Storage> f;
-  f.sequence = sequence;
-  f.H = s.H;
-  f.P = s.P;
-  f.recurrent = packed.data();
-  f.projection = projected ? packed_W.data() : nullptr;
-  f.bias_x = bias_x.data();
-  f.bias_h = bias_h.data();
-  f.h0 = h0.data();
-  f.c0 = c0.data();
-  f.input_gates = gates.data();
-  f.input_ld = G * s.H;
-  f.saved = saved.data();
-  f.cells = cells.data();
-  f.output = output.data();
-  f.output_ld = s.P;
-  f.h = h.data();
-  f.h_n = h_n.data();
-  f.c = c.data();
-  f.unprojected = unprojected.data();
-  const RecurrenceShape shape = {
-      s.T, s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel, projected, s.P};
-  run_workers(plan, shape, kernels.unit_panel, kernels.output_panel, [&](const Share& share, Barrier& barrier) {
-    kernels.forward(f, share, barrier, 0, s.T / 2);
-    barrier.wait();
-    kernels.forward(f, share, barrier, s.T / 2, s.T);
-  });
+  RecurrenceShape shape() const {
+    return {s.T, s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel, projected, s.P};
+  }
 
-  std::vector<Compute> rows(panels(s.P, kernels.output_panel) * G * s.H * kernels.output_panel);
-  std::vector<Compute> rows_W(panels(s.H, kernels.output_panel) * s.P * kernels.output_panel);
-  for (std::int64_t i = 0; i < panels(s.P, kernels.output_panel); ++i)
-    kernels.pack_rows(U.data(), s.P, G * s.H, i, rows.data());
-  for (std::int64_t i = 0; i < panels(s.H, kernels.output_panel); ++i)
-    kernels.pack_rows(W.data(), s.H, s.P, i, rows_W.data());
-  const auto d_output = random_values<Storage>(N * s.P), h0_storage = random_values<Storage>(s.B * s.P);
-  auto dh = random_values<Compute>(s.B * s.P), dc = random_values<Compute>(s.B * s.H);
-  std::vector<Compute> d_gates(N * row_stride<Compute>(S * s.H)), d_projected(N * row_stride<Compute>(s.P)),
-      unprojected_all(N * s.H);
-  BackwardArgs<Storage> b;
-  b.sequence = sequence;
-  b.H = s.H;
-  b.P = s.P;
-  b.recurrent = rows.data();
-  b.projection = projected ? rows_W.data() : nullptr;
-  b.saved = saved.data();
-  b.cells = cells.data();
-  b.output = output.data();
-  b.output_ld = s.P;
-  b.h0 = h0_storage.data();
-  b.c0 = c0.data();
-  b.d_output = d_output.data();
-  b.d_output_ld = s.P;
-  b.dh = dh.data();
-  b.dc = dc.data();
-  b.d_gates = d_gates.data();
-  b.d_projected = d_projected.data();
-  b.unprojected = unprojected_all.data();
-  run_workers(plan, shape, kernels.output_panel, kernels.output_panel,
-              [&](const Share& share, Barrier& barrier) { kernels.backward(b, share, barrier); });
+  void forward() {
+    const int unit = kernels.unit_panel, wide = kernels.output_panel;
+    const auto packed_U = packed(s.H, unit, G * unit, s.P,
+                                 [&](std::int64_t i, Compute* to) { kernels.pack_gates(U.data(), s.H, s.P, i, to); });
+    const auto packed_W = packed(s.P, wide, wide, s.H,
+                                 [&](std::int64_t i, Compute* to) { kernels.pack_columns(W.data(), s.P, s.H, i, to); });
+    const auto bias_x = random_values<Compute>(G * s.H), bias_h = random_values<Compute>(G * s.H);
+    const auto h0 = random_values<Compute>(s.B * s.P), gates = random_values<Compute>(N * G * s.H);
+    std::vector<Compute> h(2 * s.B * row_stride<Compute>(s.P)), c(s.B * s.H),
+        unprojected(s.B * row_stride<Compute>(s.H));
+    ForwardArgs<Storage> args;
+    args.sequence = sequence;
+    args.H = s.H;
+    args.P = s.P;
+    args.recurrent = packed_U.data();
+    args.projection = projected ? packed_W.data() : nullptr;
+    args.bias_x = bias_x.data();
+    args.bias_h = bias_h.data();
+    args.h0 = h0.data();
+    args.c0 = c0.data();
+    args.input_gates = gates.data();
+    args.input_ld = G * s.H;
+    args.saved = saved.data();
+    args.cells = cells.data();
+    args.output = output.data();
+    args.output_ld = s.P;
+    args.h = h.data();
+    args.h_n = h_n.data();
+    args.c = c.data();
+    args.unprojected = unprojected.data();
+    run_workers(plan, shape(), unit, wide, [&](const Share& share, Barrier& barrier) {
+      kernels.forward(args, share, barrier, 0, s.T / 2);
+      barrier.wait();
+      kernels.forward(args, share, barrier, s.T / 2, s.T);
+    });
+    copy_bytes(bytes, saved);
+    copy_bytes(bytes, output);
+    copy_bytes(bytes, h_n);
+    if (G == 4) copy_bytes(bytes, cells);
+  }
 
-  std::vector<Compute> sums(S * s.H);
-  kernels.sum_columns(d_gates.data(), N, row_stride<Compute>(S * s.H), 0, S * s.H, sums.data());
-  std::vector<unsigned char> bytes;
-  copy_bytes(bytes, saved);
-  copy_bytes(bytes, output);
-  for (const auto* part : {&h_n, &dh, &d_gates, &sums}) copy_bytes(bytes, *part);
-  if (G == 4) copy_bytes(bytes, cells);
-  return bytes;
+  void backward() {
+    const int wide = kernels.output_panel;
+    const auto packed_U = packed(s.P, wide, wide, G * s.H, [&](std::int64_t i, Compute* to) {
+      kernels.pack_rows(U.data(), s.P, G * s.H, i, to);
+    });
+    const auto packed_W = packed(s.H, wide, wide, s.P,
+                                 [&](std::int64_t i, Compute* to) { kernels.pack_rows(W.data(), s.H, s.P, i, to); });
+    const auto d_output = random_values<Storage>(N * s.P), h0 = random_values<Storage>(s.B * s.P);
+    auto dh = random_values<Compute>(s.B * s.P), dc = random_values<Compute>(s.B * s.H);
+    std::vector<Compute> d_gates(N * row_stride<Compute>(S * s.H)), d_projected(N * row_stride<Compute>(s.P)),
+        unprojected(N * s.H), sums(S * s.H);
+    BackwardArgs<Storage> args;
+    args.sequence = sequence;
+    args.H = s.H;
+    args.P = s.P;
+    args.recurrent = packed_U.data();
+    args.projection = projected ? packed_W.data() : nullptr;
+    args.saved = saved.data();
+    args.cells = cells.data();
+    args.output = output.data();
+    args.output_ld = s.P;
+    args.h0 = h0.data();
+    args.c0 = c0.data();
+    args.d_output = d_output.data();
+    args.d_output_ld = s.P;
+    args.dh = dh.data();
+    args.dc = dc.data();
+    args.d_gates = d_gates.data();
+    args.d_projected = d_projected.data();
+    args.unprojected = unprojected.data();
+    run_workers(plan, shape(), wide, wide,
+                [&](const Share& share, Barrier& barrier) { kernels.backward(args, share, barrier); });
+    kernels.sum_columns(d_gates.data(), N, row_stride<Compute>(S * s.H), 0, S * s.H, sums.data());
+    for (const auto* part : {&dh, &d_gates, &sums}) copy_bytes(bytes, *part);
+    if (G == 4) copy_bytes(bytes, dc);
+  }
+};
+
+template <class Storage>
+std::vector<unsigned char> results(const IsaKernels& isa, const char* cell, int G, const Shape& s, const Plan& plan) {
+  return Problem<Storage>(isa, cell, G, s, plan).bytes;
 }
 
 template <class Storage>
