@@ -23,7 +23,6 @@ SOURCES = [
     "csrc/cpu/layer_forward.cpp",
     "csrc/cpu/layer_backward.cpp",
     "csrc/cpu/layer_step.cpp",
-    "csrc/cpu/multiply.cpp",
     "csrc/cpu/runtime.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cpu/team.cpp",

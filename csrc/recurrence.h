@@ -60,15 +60,19 @@ template <class Storage>
 struct ForwardArgs {
   using Compute = compute_t<Storage>;
   Sequence sequence;
-  std::int64_t H = 0, P = 0;
-  const Compute* recurrent = nullptr;    // U, packed by columns: [H/lanes, P, G*lanes]
+  std::int64_t I = 0, H = 0, P = 0;
+  const Compute* input = nullptr;          // [N, I]
+  const Compute* input_weights = nullptr;  // W, packed by columns: [H/lanes, I, G*lanes]
+  const Compute* recurrent = nullptr;      // U, packed by columns: [H/lanes, P, G*lanes]
   const Compute* projection = nullptr;   // W_hr, packed by columns: [P/panel, H, panel]; null: none
   const Compute* bias_x = nullptr;       // [G*H] or null
   const Compute* bias_h = nullptr;       // [G*H] or null
   const Compute* h0 = nullptr;           // [B, P]; null: zero
   const Compute* c0 = nullptr;           // [B, H]; null: zero
-  const Compute* input_gates = nullptr;  // [rows, G*H]: W x of the data rows from input_row on
-  std::int64_t input_ld = 0, input_row = 0;
+  std::int64_t chunk_steps = 1;          // steps whose W x is computed together
+  bool gates_in_place = false;           // W x stands where the saved gates will: input_gates is saved
+  Compute* input_gates = nullptr;        // [N, input_ld] in place, else [chunk_steps * B, input_ld]
+  std::int64_t input_ld = 0;
   Storage* saved = nullptr;              // [N, S*H], may be the memory of input_gates; null: not kept
   Compute* cells = nullptr;              // [N, H]: c_t; null: not kept
   Storage* output = nullptr;             // [N, output_ld]
@@ -101,6 +105,29 @@ struct BackwardArgs {
   Compute* d_gates = nullptr;            // [N, row_stride(S*H)]: gradients before the activations
   Compute* d_projected = nullptr;        // [N, row_stride(P)]: dL/dh_t; only with a projection
   Compute* unprojected = nullptr;        // [N, H]: o * tanh(c), computed again; only with a projection
+};
+
+// A product of many rows with one packed matrix: out = rows W, or += with `add`.
+template <class Compute>
+struct RowsArgs {
+  std::int64_t K = 0, outputs = 0;
+  const Compute* rows = nullptr;  // [N, rows_ld], of which K columns
+  std::int64_t rows_ld = 0;
+  const Compute* packed = nullptr;  // W [K, outputs], packed by rows: [outputs/panel, K, panel]
+  Compute* out = nullptr;           // [N, outputs]
+  bool add = false;
+};
+
+// A sum over data rows, the gradient of a weight matrix: out = left^T right, or += with `add`.
+template <class Compute>
+struct OuterSumArgs {
+  std::int64_t N = 0, outputs = 0;
+  const Compute* left = nullptr;  // [N, left_ld]: a column for each row of out
+  std::int64_t left_ld = 0;
+  const Compute* right = nullptr;  // [N, right_ld], of which `outputs` columns
+  std::int64_t right_ld = 0;
+  Compute* out = nullptr;  // [rows, outputs]
+  bool add = false;
 };
 
 // One time step of one direction, on weights in their natural layout.

@@ -1,5 +1,6 @@
-// The fused forward: for every time step, the recurrent product, the cell update in its epilogue, and the
-// new state. A worker does its Share of rows and units; workers that share rows meet at the barrier.
+// The fused forward: the input's product for some steps, then for each of these the recurrent product, the cell update
+// in its epilogue, and the new state. A worker does its Share of rows and units; workers that share rows meet at the
+// barrier.
 #pragma once
 
 #include "product.h"
@@ -19,22 +20,13 @@ class Forward {
   Forward(const ForwardArgs<Storage>& args, const Share& share, Barrier& barrier)
       : a(args), share(share), barrier(barrier) {}
 
-  void run(std::int64_t step_begin, std::int64_t step_end) {
-    if (step_begin == 0) {
-      initialise();
-      barrier.wait();
-    }
-    for (std::int64_t step = step_begin; step < step_end; ++step) {
-      const std::int64_t t = a.sequence.time(step);
-      const Compute* h0 = a.h + (step % 2) * a.sequence.batch * h_ld;
-      Compute* h1 = a.h + (1 - step % 2) * a.sequence.batch * h_ld;
-      update(t, h0, h1);
-      if (a.projection) {
-        barrier.wait();
-        project(t, h1);
-      }
-      finish_rows(t, h1);
-      barrier.wait();
+  void run() {
+    initialise();
+    barrier.wait();
+    for (chunk_begin = 0; chunk_begin < a.sequence.steps; chunk_begin += a.chunk_steps) {
+      const std::int64_t chunk_end = std::min(chunk_begin + a.chunk_steps, a.sequence.steps);
+      multiply_input(chunk_end);
+      for (std::int64_t step = chunk_begin; step < chunk_end; ++step) run_step(step);
     }
   }
 
@@ -43,6 +35,8 @@ class Forward {
   std::int64_t my_rows(std::int64_t all) const {
     return std::max<std::int64_t>(0, (all - share.first_row + share.row_step - 1) / share.row_step);
   }
+
+  static std::int64_t panels(std::int64_t units) { return (units + L - 1) / L; }
 
   // A worker's part of h: its units, or its outputs of the projection.
   std::int64_t h_begin() const { return a.projection ? share.projected_begin : share.unit_begin; }
@@ -67,31 +61,81 @@ class Forward {
     }
   }
 
-  void update(std::int64_t t, const Compute* h0, Compute* h1) {
+  void run_step(std::int64_t step) {
+    const std::int64_t t = a.sequence.time(step);
+    const Compute* h0 = a.h + (step % 2) * a.sequence.batch * h_ld;
+    Compute* h1 = a.h + (1 - step % 2) * a.sequence.batch * h_ld;
+    update(step, h0, h1);
+    if (a.projection) {
+      barrier.wait();
+      project(t, h1);
+    }
+    finish_rows(t, h1);
+    barrier.wait();
+  }
+
+  // W x of a step's rows, [B, input_ld]: where its saved gates will be, or in its place among the chunk's steps.
+  Compute* input_gates(std::int64_t step) const {
+    const std::int64_t first =
+        a.gates_in_place ? a.sequence.offset(a.sequence.time(step)) : (step - chunk_begin) * a.sequence.batch;
+    return a.input_gates + first * a.input_ld;
+  }
+
+  // W x of this worker's rows and units for the steps of a chunk. Rows of several steps go together, so that W is read
+  // once for many of them. Nobody else reads the result, so there is nothing to wait for.
+  void multiply_input(std::int64_t chunk_end) {
+    using Input = Product<G, Compute>;
+    const Compute* source[Input::row_block];
+    Compute* result[Input::row_block];
+    std::int64_t count = 0;
+    const auto multiply = [&] {
+      static constexpr int whole_row[] = {0};
+      Input::run(
+          count, share.unit_begin / L, panels(share.unit_end), a.input_weights, Segments{1, whole_row, a.I},
+          [&](std::int64_t j) { return source[j]; }, [](std::int64_t, std::int64_t) {},
+          [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
+            with_count<L>(panel * L, a.H, [&](auto units) {
+#pragma GCC unroll 8
+              for (int g = 0; g < G; ++g) store(result[j] + g * a.H + panel * L, product[g], units);
+            });
+          });
+      count = 0;
+    };
+    for (std::int64_t step = chunk_begin; step < chunk_end; ++step) {
+      const std::int64_t t = a.sequence.time(step);
+      for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
+        source[count] = a.input + (a.sequence.offset(t) + row(j)) * a.I;
+        result[count] = input_gates(step) + row(j) * a.input_ld;
+        if (++count == Input::row_block) multiply();
+      }
+    }
+    multiply();
+  }
+
+  void update(std::int64_t step, const Compute* h0, Compute* h1) {
     static constexpr int whole_row[] = {0};
-    const std::int64_t data = a.sequence.offset(t);
+    const std::int64_t t = a.sequence.time(step), data = a.sequence.offset(t);
+    const Compute* input = input_gates(step);
     Product<G, Compute>::run(
-        my_rows(a.sequence.active(t)), share.unit_begin / L, (share.unit_end + L - 1) / L, a.recurrent,
+        my_rows(a.sequence.active(t)), share.unit_begin / L, panels(share.unit_end), a.recurrent,
         Segments{1, whole_row, a.P}, [&](std::int64_t j) { return h0 + row(j) * h_ld; },
         [&](std::int64_t j, std::int64_t panel) {
-          for (int g = 0; g < G; ++g) __builtin_prefetch(input_gates(data + row(j)) + g * a.H + panel * L);
+          for (int g = 0; g < G; ++g) __builtin_prefetch(input + row(j) * a.input_ld + g * a.H + panel * L);
         },
         [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
-          with_count<L>(panel * L, a.H,
-                        [&](auto count) { update_unit(data + row(j), row(j), panel * L, count, product, h0, h1); });
+          with_count<L>(panel * L, a.H, [&](auto count) {
+            update_unit(data + row(j), row(j), panel * L, count, input + row(j) * a.input_ld, product, h0, h1);
+          });
         });
   }
 
-  const Compute* input_gates(std::int64_t data) const { return a.input_gates + (data - a.input_row) * a.input_ld; }
-
   template <class Count>
   LSTM_FUSED_INLINE void update_unit(std::int64_t data, std::int64_t b, std::int64_t unit, Count count,
-                                     const V (&product)[G], const Compute* h0, Compute* h1) {
-    const Compute* input = input_gates(data) + unit;
+                                     const Compute* input, const V (&product)[G], const Compute* h0, Compute* h1) {
     V x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
-      x[g] = load<V>(input + g * a.H, count);
+      x[g] = load<V>(input + g * a.H + unit, count);
       r[g] = product[g];
       if (a.bias_x) {
         x[g] += load<V>(a.bias_x + g * a.H + unit, count);
@@ -145,6 +189,7 @@ class Forward {
   const std::int64_t h_ld = row_stride<Compute>(a.P), unprojected_ld = row_stride<Compute>(a.H);
   const Share share;
   Barrier& barrier;
+  std::int64_t chunk_begin = 0;
 };
 
 }  // namespace lstm_fused::LSTM_FUSED_TARGET

@@ -7,7 +7,7 @@
 #include "kernels.h"
 #include "pack.h"
 #include "step.h"
-#include "sum_columns.h"
+#include "sums.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
 
@@ -22,9 +22,8 @@ CellKernels<Storage> find_kernels(std::string_view name) {
     kernels.pack_gates = pack_gates<Cell::gates, Storage>;
     kernels.pack_columns = pack_columns<panel, Storage>;
     kernels.pack_rows = pack_rows<panel, Storage>;
-    kernels.forward = [](const ForwardArgs<Storage>& args, const Share& share, Barrier& barrier,
-                         std::int64_t step_begin, std::int64_t step_end) {
-      Forward<Cell, Storage>(args, share, barrier).run(step_begin, step_end);
+    kernels.forward = [](const ForwardArgs<Storage>& args, const Share& share, Barrier& barrier) {
+      Forward<Cell, Storage>(args, share, barrier).run();
     };
     kernels.backward = [](const BackwardArgs<Storage>& args, const Share& share, Barrier& barrier) {
       Backward<Cell, Storage>(args, share, barrier).run();
@@ -32,7 +31,13 @@ CellKernels<Storage> find_kernels(std::string_view name) {
     kernels.step = [](const StepArgs<Storage>& args, std::int64_t unit_begin, std::int64_t unit_end) {
       Step<Cell, Storage>(args).run(unit_begin, unit_end);
     };
-    kernels.sum_columns = sum_columns<compute_t<Storage>>;
+    using Compute = compute_t<Storage>;
+    kernels.multiply_rows = multiply_rows<Compute>;
+    kernels.outer_sum_scratch = OuterSum<Compute>::scratch_size;
+    kernels.outer_sum = [](const OuterSumArgs<Compute>& args, Compute* scratch, std::int64_t begin, std::int64_t end) {
+      OuterSum<Compute>(args, scratch).run(begin, end);
+    };
+    kernels.sum_columns = sum_columns<Compute>;
   });
   return kernels;
 }

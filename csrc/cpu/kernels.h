@@ -20,9 +20,15 @@ struct CellKernels {
   void (*pack_gates)(const Storage* U, std::int64_t H, std::int64_t P, std::int64_t panel, Compute* packed);
   void (*pack_columns)(const Storage* W, std::int64_t outputs, std::int64_t K, std::int64_t panel, Compute* packed);
   void (*pack_rows)(const Storage* W, std::int64_t outputs, std::int64_t K, std::int64_t panel, Compute* packed);
-  void (*forward)(const ForwardArgs<Storage>&, const Share&, Barrier&, std::int64_t step_begin, std::int64_t step_end);
+  void (*forward)(const ForwardArgs<Storage>&, const Share&, Barrier&);
   void (*backward)(const BackwardArgs<Storage>&, const Share&, Barrier&);
   void (*step)(const StepArgs<Storage>&, std::int64_t unit_begin, std::int64_t unit_end);
+  // Rows [row_begin, row_end) and a range of panels of a product with a matrix packed by rows.
+  void (*multiply_rows)(const RowsArgs<Compute>&, std::int64_t row_begin, std::int64_t row_end,
+                        std::int64_t panel_begin, std::int64_t panel_end);
+  // Rows [begin, end) of a sum over data rows; scratch: [outer_sum_scratch], the caller's own.
+  std::int64_t outer_sum_scratch;
+  void (*outer_sum)(const OuterSumArgs<Compute>&, Compute* scratch, std::int64_t begin, std::int64_t end);
   // sums[j] of column j of a matrix [rows, ld], for j in [begin, end)
   void (*sum_columns)(const Compute* matrix, std::int64_t rows, std::int64_t ld, std::int64_t begin, std::int64_t end,
                       Compute* sums);

@@ -89,10 +89,4 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
   });
 }
 
-// out = a b and out += a b. Under torch.use_deterministic_algorithms(True) the bits do not depend on the number
-// of threads either: the product is cut into blocks of fixed size, each done by one thread.
-void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b);
-void multiply_add(at::Tensor out, const at::Tensor& a, const at::Tensor& b);
-at::Tensor multiplied(const at::Tensor& a, const at::Tensor& b);
-
 }  // namespace lstm_fused

@@ -3,7 +3,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "../cells/all_cells.h"
-#include "layer.h"
+#include "layer_sums.h"
 
 namespace lstm_fused {
 
@@ -35,6 +35,7 @@ struct BackwardLayer {
   const std::vector<bool>& needed;
   const at::TensorOptions compute_options = input.options().dtype(compute_type(input));
   const CellKernels<Storage> kernels = active_isa().kernels<Storage>(shape.cell);
+  const LayerSums<Storage> sums{kernels, compute_options};
   const RecurrenceShape recurrence =
       recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel, shape.G* shape.H);
   const Plan plan = choose_plan(recurrence, this_machine(usable_threads()), forced_plan());
@@ -120,28 +121,25 @@ struct BackwardLayer {
     });
   }
 
-  // Everything that is a sum over time is one large GEMM over all data rows.
+  // What is a product or a sum over all data rows.
   std::vector<at::Tensor> collect(const at::Tensor& dh, const at::Tensor& dc) {
     const at::ScalarType dtype = input.scalar_type();
     std::vector<at::Tensor> results(1 + states.size() + weights.size());
-    const at::Tensor x = input.to(compute_options.dtype());
-    at::Tensor d_input;
+    const at::Tensor x = to_compute(input);
+    const at::Tensor d_input = needed[0] ? at::empty({shape.N, shape.I}, compute_options) : at::Tensor();
     for (int d = 0; d < shape.D; ++d) {
       const DirectionWeights w = direction_weights(shape, weights, d);
       const std::size_t first = 1 + states.size() + d * shape.weights_per_direction();
       const auto want = [&](int index) { return needed[first + index]; };
       const at::Tensor d_x = d_gates[d].narrow(1, 0, shape.G * shape.H);
-      if (needed[0]) {
-        if (d == 0) d_input = multiplied(d_x, to_compute(w.w_ih));
-        else multiply_add(d_input, d_x, to_compute(w.w_ih));
-      }
-      if (want(0)) results[first] = multiplied(d_x.t(), x).to(dtype);
+      if (needed[0]) sums.multiply_rows(d_input, d_x, w.w_ih, d > 0);
+      if (want(0)) results[first] = weight_gradient(d_x, x).to(dtype);
       if (want(1)) results[first + 1] = recurrent_weight_gradient(d).to(dtype);
-      if (shape.bias && want(2)) results[first + 2] = sum_columns(d_x).to(dtype);
+      if (shape.bias && want(2)) results[first + 2] = sums.sum_columns(d_x).to(dtype);
       if (shape.bias && want(3)) results[first + 3] = recurrent_bias_gradient(d).to(dtype);
       const int last = shape.weights_per_direction() - 1;
       if (shape.projected && want(last))
-        results[first + last] = multiplied(d_projected[d].t(), unprojected[d]).to(dtype);
+        results[first + last] = weight_gradient(d_projected[d], unprojected[d]).to(dtype);
     }
     if (needed[0]) results[0] = d_input.reshape(input.sizes()).to(dtype);
     if (!states.empty() && needed[1]) results[1] = dh.to(dtype);
@@ -162,22 +160,16 @@ struct BackwardLayer {
     });
   }
 
-  at::Tensor sum_columns(const at::Tensor& matrix) {
-    constexpr std::int64_t together = 64;  // columns: some cache lines of every row
-    const std::int64_t rows = matrix.size(0), columns = matrix.size(1), blocks = (columns + together - 1) / together;
-    const at::Tensor sums = at::empty({columns}, compute_options);
-    run_team(plan.threads(), [&](int member, int members) {
-      const auto bound = [&](int part) { return std::min(columns, blocks * part / members * together); };
-      kernels.sum_columns(data<Compute>(matrix), rows, matrix.stride(0), bound(member), bound(member + 1),
-                          mutable_data<Compute>(sums));
-    });
-    return sums;
+  at::Tensor weight_gradient(const at::Tensor& d_result, const at::Tensor& source) {
+    const at::Tensor gradient = at::empty({d_result.size(1), source.size(1)}, compute_options);
+    sums.outer_sum(gradient, d_result, source, false);
+    return gradient;
   }
 
   at::Tensor recurrent_bias_gradient(int d) {
     std::vector<at::Tensor> parts;
     for_recurrent_runs([&](int, int column, int count) {
-      parts.push_back(sum_columns(d_gates[d].narrow(1, column * shape.H, count * shape.H)));
+      parts.push_back(sums.sum_columns(d_gates[d].narrow(1, column * shape.H, count * shape.H)));
     });
     return parts.size() == 1 ? parts[0] : at::cat(parts);
   }
@@ -200,8 +192,8 @@ struct BackwardLayer {
     const at::Tensor dU = at::empty({shape.G * H, P}, compute_options);
     for_recurrent_runs([&](int row, int column, int count) {
       const at::Tensor part = dU.narrow(0, row * H, count * H);
-      multiply(part, d_g.narrow(1, column * H, count * H).t(), h);
-      if (!packed && h0.defined()) multiply_add(part, d_first.narrow(1, column * H, count * H).t(), h0);
+      sums.outer_sum(part, d_g.narrow(1, column * H, count * H), h, false);
+      if (!packed && h0.defined()) sums.outer_sum(part, d_first.narrow(1, column * H, count * H), h0, true);
     });
     return dU;
   }

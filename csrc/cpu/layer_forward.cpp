@@ -17,9 +17,9 @@ Sequence sequence(const LayerShape& shape, int direction) {
 
 namespace {
 
-// Input gates of this many bytes are computed at a time, to be consumed while they are in cache.
-constexpr std::int64_t chunk_bytes = 2 << 20;
-constexpr std::int64_t chunk_rows = 256;  // fewer rows would read W too often for what they compute
+// Rows of a worker whose W x is computed together: enough that W is read seldom, few enough that the result is still in
+// cache when the recurrence takes it.
+constexpr std::int64_t chunk_rows = 64;
 
 template <class Storage>
 struct ForwardLayer {
@@ -41,8 +41,7 @@ struct ForwardLayer {
 
   std::vector<at::Tensor> kept;  // tensors that args point into
   std::vector<ForwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};
-  std::vector<at::Tensor> w_ih{static_cast<std::size_t>(shape.D)}, saved;
-  at::Tensor input_gates[2];
+  std::vector<at::Tensor> saved;
 
   at::Tensor keep(at::Tensor tensor) {
     if (tensor.defined()) kept.push_back(tensor);
@@ -57,15 +56,17 @@ struct ForwardLayer {
     const at::Tensor h = at::empty({shape.D, 2, B, row_stride<Compute>(P)}, compute_options);
     const at::Tensor unprojected =
         shape.projected ? at::empty({shape.D, B, row_stride<Compute>(H)}, compute_options) : at::Tensor();
+    const at::Tensor x = to_compute(input);
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0]);
     const at::Tensor c0 = states.size() < 2 ? at::Tensor() : to_compute(states[1]);
     for (int d = 0; d < shape.D; ++d) {
       ForwardArgs<Storage>& a = args[d];
       const DirectionWeights w = direction_weights(shape, weights, d);
       a.sequence = sequence(shape, d);
+      a.I = I;
       a.H = H;
       a.P = P;
-      w_ih[d] = to_compute(w.w_ih);
+      a.input = data<Compute>(x);
       a.bias_x = data<Compute>(keep(to_compute(w.b_ih)));
       a.bias_h = data<Compute>(keep(to_compute(w.b_hh)));
       a.h0 = h0.defined() ? data<Compute>(h0) + d * B * P : nullptr;
@@ -78,10 +79,12 @@ struct ForwardLayer {
       a.unprojected =
           unprojected.defined() ? mutable_data<Compute>(unprojected) + d * B * row_stride<Compute>(H) : nullptr;
       if (save) allocate_saved(a);
+      allocate_input_gates(a);
     }
     if (shape.N > 0) {
       pack_weights();
-      run_chunks();
+      run_plan(plan, recurrence, kernels.unit_panel, kernels.output_panel,
+               [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier); });
     }
     std::vector<at::Tensor> results = {output, h_n.to(input.scalar_type())};
     if (c_n.defined()) results.push_back(c_n.to(input.scalar_type()));
@@ -97,62 +100,51 @@ struct ForwardLayer {
     a.cells = mutable_data<Compute>(saved.back());
   }
 
+  // In training W x goes straight into the memory of the saved gates, where these have the compute type.
+  void allocate_input_gates(ForwardArgs<Storage>& a) {
+    const std::int64_t rows = std::max<std::int64_t>(shape.B, 1);
+    a.chunk_steps = std::min(shape.T, (chunk_rows * plan.rows + rows - 1) / rows);
+    if constexpr (same_type) {
+      if (save) {
+        a.gates_in_place = true;
+        a.input_gates = a.saved;
+        a.input_ld = shape.S * shape.H;
+        return;
+      }
+    }
+    a.input_ld = shape.G * shape.H;
+    a.input_gates = mutable_data<Compute>(keep(at::empty({a.chunk_steps * shape.B, a.input_ld}, compute_options)));
+  }
+
   void pack_weights() {
     const std::int64_t panels = (shape.H + kernels.unit_panel - 1) / kernels.unit_panel;
     const std::int64_t outputs = shape.projected ? (shape.P + kernels.output_panel - 1) / kernels.output_panel : 0;
-    const std::int64_t panel_size = shape.P * shape.G * kernels.unit_panel,
-                       output_size = shape.H * kernels.output_panel;
-    std::vector<const Storage*> U(shape.D), W(shape.D);
-    std::vector<Compute*> packed_U(shape.D), packed_W(shape.D);
+    const std::int64_t width = shape.G * kernels.unit_panel;
+    struct Direction {
+      const Storage *W, *U, *W_hr;
+      Compute *packed_W, *packed_U, *packed_W_hr;
+    };
+    std::vector<Direction> directions(shape.D);
     for (int d = 0; d < shape.D; ++d) {
       const DirectionWeights w = direction_weights(shape, weights, d);
-      U[d] = data<Storage>(keep(w.w_hh.contiguous()));
-      packed_U[d] = mutable_data<Compute>(keep(at::empty({panels * panel_size}, compute_options)));
-      args[d].recurrent = packed_U[d];
+      const auto packed = [&](std::int64_t size) {
+        return mutable_data<Compute>(keep(at::empty({size}, compute_options)));
+      };
+      Direction& to = directions[d];
+      to.W = data<Storage>(keep(w.w_ih.contiguous()));
+      to.U = data<Storage>(keep(w.w_hh.contiguous()));
+      args[d].input_weights = to.packed_W = packed(panels * shape.I * width);
+      args[d].recurrent = to.packed_U = packed(panels * shape.P * width);
       if (!shape.projected) continue;
-      W[d] = data<Storage>(keep(w.w_hr.contiguous()));
-      packed_W[d] = mutable_data<Compute>(keep(at::empty({outputs * output_size}, compute_options)));
-      args[d].projection = packed_W[d];
+      to.W_hr = data<Storage>(keep(w.w_hr.contiguous()));
+      args[d].projection = to.packed_W_hr = packed(outputs * shape.H * kernels.output_panel);
     }
-    pack_panels(plan.threads(), shape.D, panels + outputs, [&](std::int64_t d, std::int64_t i) {
-      if (i < panels) kernels.pack_gates(U[d], shape.H, shape.P, i, packed_U[d]);
-      else kernels.pack_columns(W[d], shape.P, shape.H, i - panels, packed_W[d]);
+    pack_panels(plan.threads(), shape.D, 2 * panels + outputs, [&](std::int64_t d, std::int64_t i) {
+      const Direction& to = directions[d];
+      if (i < panels) kernels.pack_gates(to.W, shape.H, shape.I, i, to.packed_W);
+      else if (i < 2 * panels) kernels.pack_gates(to.U, shape.H, shape.P, i - panels, to.packed_U);
+      else kernels.pack_columns(to.W_hr, shape.P, shape.H, i - 2 * panels, to.packed_W_hr);
     });
-  }
-
-  void run_chunks() {
-    const std::int64_t row_bytes = shape.G * shape.H * sizeof(Compute);
-    const std::int64_t steps = (std::max(chunk_bytes / row_bytes, chunk_rows) + shape.B - 1) / shape.B;
-    for (std::int64_t begin = 0; begin < shape.T; begin += steps) {
-      const std::int64_t end = std::min(begin + steps, shape.T);
-      for (int d = 0; d < shape.D; ++d) project_input(d, begin, end);
-      run_plan(
-          plan, recurrence, kernels.unit_panel, kernels.output_panel,
-          [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier, begin, end); });
-    }
-  }
-
-  // W x of the steps [begin, end): into the saved gates where those have the compute type, else into a buffer.
-  void project_input(int d, std::int64_t begin, std::int64_t end) {
-    ForwardArgs<Storage>& a = args[d];
-    const std::int64_t first_time = a.sequence.reverse ? shape.T - end : begin;
-    const std::int64_t last_time = first_time + (end - begin) - 1;
-    const std::int64_t first = a.sequence.offset(first_time);
-    const std::int64_t rows = a.sequence.offset(last_time) + a.sequence.active(last_time) - first;
-    const std::int64_t width = shape.G * shape.H;
-    at::Tensor gates;
-    if (save && same_type) {
-      gates = saved[d * shape.states].narrow(0, first, rows).narrow(1, 0, width);
-    } else {
-      if (!input_gates[d].defined() || input_gates[d].size(0) < rows)
-        input_gates[d] = at::empty({rows, width}, compute_options);
-      gates = input_gates[d].size(0) == rows ? input_gates[d] : input_gates[d].narrow(0, 0, rows);
-    }
-    const at::Tensor x = rows == shape.N ? input : input.narrow(0, first, rows);
-    multiply(gates, x.to(compute_options.dtype()), w_ih[d].t());
-    a.input_gates = data<Compute>(gates);
-    a.input_ld = gates.stride(0);
-    a.input_row = first;
   }
 };
 

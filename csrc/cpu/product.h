@@ -20,6 +20,18 @@ struct Segments {
   std::int64_t length;
 };
 
+// Where a tile's rows come from: apart in memory, each with k running along it, or side by side for every k.
+template <class Compute>
+struct RowsApart {
+  const Compute* const* row;
+  LSTM_FUSED_INLINE Compute operator()(int r, std::int64_t k) const { return row[r][k]; }
+};
+template <class Compute, int rows>
+struct RowsTogether {
+  const Compute* tile;  // [K, rows]
+  LSTM_FUSED_INLINE Compute operator()(int r, std::int64_t k) const { return tile[k * rows + r]; }
+};
+
 template <int NV, class Compute>
 struct Product {
   using V = Vec<Compute>;
@@ -40,8 +52,8 @@ struct Product {
 
   // sums += product, or = if `first`. They are moved to registers and back one by one: an array copied as a whole would
   // be kept in memory. A function of its own, because its registers must not be planned together with its callers'.
-  template <int rows, int panels>
-  [[gnu::noinline]] static void multiply(const Compute* const source[], const Compute* weights, std::int64_t stride,
+  template <int rows, int panels, class Source>
+  [[gnu::noinline]] static void multiply(const Source source, const Compute* weights, std::int64_t stride,
                                          std::int64_t K, bool first, V (*sums)[NV]) {
     V acc[panels][rows][NV];
 #pragma GCC unroll 32
@@ -54,7 +66,7 @@ struct Product {
         if constexpr (rows < NV) {
           V x[rows];
 #pragma GCC unroll 16
-          for (int r = 0; r < rows; ++r) x[r] = broadcast<V>(source[r][k]);
+          for (int r = 0; r < rows; ++r) x[r] = broadcast<V>(source(r, k));
 #pragma GCC unroll 8
           for (int v = 0; v < NV; ++v) {
             const V column = load<V>(w + v * lanes<V>);
@@ -67,7 +79,7 @@ struct Product {
           for (int v = 0; v < NV; ++v) column[v] = load<V>(w + v * lanes<V>);
 #pragma GCC unroll 16
           for (int r = 0; r < rows; ++r) {
-            const V x = broadcast<V>(source[r][k]);
+            const V x = broadcast<V>(source(r, k));
 #pragma GCC unroll 8
             for (int v = 0; v < NV; ++v) acc[p][r][v] += x * column[v];
           }
@@ -79,6 +91,14 @@ struct Product {
       const V& piece = acc[i / (rows * NV)][i / NV % rows][i % NV];
       sums[i / NV][i % NV] = first ? piece : sums[i / NV][i % NV] + piece;
     }
+  }
+
+  // Calls f(rows) with the number of a tile's rows as a constant.
+  template <class F>
+  LSTM_FUSED_INLINE static void with_rows(std::int64_t rows, F f) {
+    [&]<int... r>(std::integer_sequence<int, r...>) {
+      (void)((rows == r + 1 && (f(std::integral_constant<int, r + 1>{}), true)) || ...);
+    }(std::make_integer_sequence<int, max_rows>{});
   }
 
   // source(j) is the j-th row; done(j, panel, V sums[NV]) takes its result; soon(j, panel) is called while there is
@@ -111,8 +131,8 @@ struct Product {
       const Compute* from[R];
       for (int r = 0; r < R; ++r) from[r] = source(row + r) + k.column[segment] * k.length + k0;
       V(*sums)[NV] = partial + (row - row_begin) * panels;  // [panels][R][NV]
-      multiply<R, panels>(from, weights + panel * stride + (segment * k.length + k0) * panel_width, stride, k1 - k0,
-                          first, sums);
+      multiply<R, panels>(RowsApart<Compute>{from}, weights + panel * stride + (segment * k.length + k0) * panel_width,
+                          stride, k1 - k0, first, sums);
       if (!last) return;
       for (int p = 0; p < panels; ++p)
         for (int r = 0; r < R; ++r) done(row + r, panel + p, sums[p * R + r]);
@@ -134,13 +154,6 @@ struct Product {
           }
       panel += together;
     }
-  }
-
-  template <class F>
-  LSTM_FUSED_INLINE static void with_rows(std::int64_t rows, F f) {
-    [&]<int... r>(std::integer_sequence<int, r...>) {
-      (void)((rows == r + 1 && (f(std::integral_constant<int, r + 1>{}), true)) || ...);
-    }(std::make_integer_sequence<int, max_rows>{});
   }
 };
 

@@ -66,6 +66,7 @@ template <class Storage>
 struct Problem {
   using Compute = compute_t<Storage>;
   static constexpr int S = 4;
+  static constexpr std::int64_t I = 5, chunk_steps = 2;
   const CellKernels<Storage> kernels;
   const int G;
   const Shape s;
@@ -117,22 +118,32 @@ struct Problem {
                                  [&](std::int64_t i, Compute* to) { kernels.pack_gates(U.data(), s.H, s.P, i, to); });
     const auto packed_W = packed(s.P, wide, wide, s.H,
                                  [&](std::int64_t i, Compute* to) { kernels.pack_columns(W.data(), s.P, s.H, i, to); });
+    const auto W_ih = random_values<Storage>(G * s.H * I);
+    const auto packed_W_ih = packed(
+        s.H, unit, G * unit, I, [&](std::int64_t i, Compute* to) { kernels.pack_gates(W_ih.data(), s.H, I, i, to); });
     const auto bias_x = random_values<Compute>(G * s.H), bias_h = random_values<Compute>(G * s.H);
-    const auto h0 = random_values<Compute>(s.B * s.P), gates = random_values<Compute>(N * G * s.H);
-    std::vector<Compute> h(2 * s.B * row_stride<Compute>(s.P)), c(s.B * s.H),
-        unprojected(s.B * row_stride<Compute>(s.H));
+    const auto h0 = random_values<Compute>(s.B * s.P), input = random_values<Compute>(N * I);
+    const bool in_place = std::is_same_v<Storage, Compute> && s.T % 2 == 1;
+    std::vector<Compute> gates(in_place ? 0 : chunk_steps * s.B * G * s.H), h(2 * s.B * row_stride<Compute>(s.P)),
+        c(s.B * s.H), unprojected(s.B * row_stride<Compute>(s.H));
     ForwardArgs<Storage> args;
     args.sequence = sequence;
+    args.I = I;
     args.H = s.H;
     args.P = s.P;
+    args.input = input.data();
+    args.input_weights = packed_W_ih.data();
     args.recurrent = packed_U.data();
     args.projection = projected ? packed_W.data() : nullptr;
     args.bias_x = bias_x.data();
     args.bias_h = bias_h.data();
     args.h0 = h0.data();
     args.c0 = c0.data();
-    args.input_gates = gates.data();
-    args.input_ld = G * s.H;
+    args.chunk_steps = chunk_steps;
+    args.gates_in_place = in_place;
+    if constexpr (std::is_same_v<Storage, Compute>) args.input_gates = in_place ? saved.data() : gates.data();
+    else args.input_gates = gates.data();
+    args.input_ld = (in_place ? S : G) * s.H;
     args.saved = saved.data();
     args.cells = cells.data();
     args.output = output.data();
@@ -141,11 +152,8 @@ struct Problem {
     args.h_n = h_n.data();
     args.c = c.data();
     args.unprojected = unprojected.data();
-    run_workers(plan, shape(), unit, wide, [&](const Share& share, Barrier& barrier) {
-      kernels.forward(args, share, barrier, 0, s.T / 2);
-      barrier.wait();
-      kernels.forward(args, share, barrier, s.T / 2, s.T);
-    });
+    run_workers(plan, shape(), unit, wide,
+                [&](const Share& share, Barrier& barrier) { kernels.forward(args, share, barrier); });
     copy_bytes(bytes, saved);
     copy_bytes(bytes, output);
     copy_bytes(bytes, h_n);
@@ -187,6 +195,27 @@ struct Problem {
     kernels.sum_columns(d_gates.data(), N, row_stride<Compute>(S * s.H), 0, S * s.H, sums.data());
     for (const auto* part : {&dh, &d_gates, &sums}) copy_bytes(bytes, *part);
     if (G == 4) copy_bytes(bytes, dc);
+    sum_over_rows(d_gates);
+  }
+
+  // The gradients of input and W, in two parts of each, which need not be even.
+  void sum_over_rows(const std::vector<Compute>& d_gates) {
+    const int wide = kernels.output_panel;
+    const auto W_ih = random_values<Storage>(G * s.H * I);
+    const auto packed_W = packed(I, wide, wide, G * s.H, [&](std::int64_t i, Compute* to) {
+      kernels.pack_rows(W_ih.data(), I, G * s.H, i, to);
+    });
+    const auto input = random_values<Compute>(N * I);
+    std::vector<Compute> d_input(N * I), d_W(G * s.H * I), scratch(kernels.outer_sum_scratch);
+    const RowsArgs<Compute> rows{G * s.H,       I, d_gates.data(), row_stride<Compute>(S * s.H), packed_W.data(),
+                                 d_input.data()};
+    const OuterSumArgs<Compute> outer{N, I, d_gates.data(), row_stride<Compute>(S * s.H), input.data(), I, d_W.data()};
+    const std::int64_t cut = plan.units > 1 ? N / 3 : N, cut_gates = plan.units > 1 ? G * s.H / 3 : G * s.H;
+    for (const auto& [begin, end] : {std::pair{std::int64_t(0), cut}, std::pair{cut, N}})
+      kernels.multiply_rows(rows, begin, end, 0, (I + wide - 1) / wide);
+    for (const auto& [begin, end] : {std::pair{std::int64_t(0), cut_gates}, std::pair{cut_gates, G * s.H}})
+      kernels.outer_sum(outer, scratch.data(), begin, end);
+    for (const auto* part : {&d_input, &d_W}) copy_bytes(bytes, *part);
   }
 };
 
