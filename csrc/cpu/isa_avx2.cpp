@@ -8,6 +8,7 @@ bool is_available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_sup
 struct Isa {
   static constexpr int bytes = 32;
   static constexpr int accumulators = 12;  // of 16 registers; four for weights and broadcasts
+  static constexpr int panel_bytes = 16 * 1024;  // half of L1: tiles of three rows read too fast for L2
 };
 }  // namespace lstm_fused::LSTM_FUSED_TARGET
 

@@ -36,13 +36,13 @@ template <int NV, class Compute>
 struct Product {
   using V = Vec<Compute>;
   static constexpr int max_rows = Isa::accumulators / NV;
-  static constexpr int row_block = 64;  // rows whose partial sums are kept while a panel is read in pieces
+  static constexpr int row_block = 48;  // rows whose partial sums are kept while a panel is read in pieces
   static constexpr int panel_width = NV * lanes<V>;
 
-  // How much of k to take at once: a piece of the panel that stays in L1 while the tiles read it again and their rows
-  // pass by. Each piece is summed apart, which keeps the rounding error of a long sum small.
+  // How much of k to take at once: a piece of the panel that the tiles read again from a near cache while their rows
+  // pass by. Each piece is summed apart, and has an end, so that the rounding error of a long sum stays small.
   static std::int64_t piece_of(std::int64_t length) {
-    constexpr std::int64_t fits = 16 * 1024 / (panel_width * sizeof(Compute));
+    constexpr std::int64_t fits = std::min<std::int64_t>(Isa::panel_bytes / (panel_width * sizeof(Compute)), 256);
     const std::int64_t pieces = (length + fits - 1) / fits;
     return (length + pieces - 1) / pieces;
   }
