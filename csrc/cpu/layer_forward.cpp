@@ -141,9 +141,10 @@ struct ForwardLayer {
     }
     pack_panels(plan.threads(), shape.D, 2 * panels + outputs, [&](std::int64_t d, std::int64_t i) {
       const Direction& to = directions[d];
-      if (i < panels) kernels.pack_gates(to.W, shape.H, shape.I, i, to.packed_W);
-      else if (i < 2 * panels) kernels.pack_gates(to.U, shape.H, shape.P, i - panels, to.packed_U);
-      else kernels.pack_columns(to.W_hr, shape.P, shape.H, i - 2 * panels, to.packed_W_hr);
+      // Both matrices of a panel by one worker: where units are split, by the one that will read them.
+      if (i >= 2 * panels) kernels.pack_columns(to.W_hr, shape.P, shape.H, i - 2 * panels, to.packed_W_hr);
+      else if (i % 2 == 0) kernels.pack_gates(to.W, shape.H, shape.I, i / 2, to.packed_W);
+      else kernels.pack_gates(to.U, shape.H, shape.P, i / 2, to.packed_U);
     });
   }
 };

@@ -81,9 +81,15 @@ class OuterSum {
   void add_tiles(Rows, std::int64_t first, std::int64_t row, std::int64_t rows, std::int64_t column,
                  std::int64_t columns) {
     constexpr int R = Rows::value;
-    for (std::int64_t k = 0; k < rows; ++k)
-      std::memcpy(strip + k * R, a.left + (row + k) * a.left_ld + first, R * sizeof(Compute));
+    for (std::int64_t k = 0; k < rows; ++k) {
+      const Compute* from = a.left + (row + k) * a.left_ld + first;
+      std::memcpy(strip + k * R, from, R * sizeof(Compute));
+      __builtin_prefetch(from + 2 * R, 0, 2);  // the next strip's, into L2
+    }
     for (std::int64_t i = 0; i < columns; i += width) {
+      for (int r = 0; r < R; ++r)  // fetched while the product runs
+        for (int v = 0; v < sum_vectors; ++v)
+          __builtin_prefetch(a.out + (first + r) * a.outputs + column + i + v * L, 1);
       V sums[R][sum_vectors];
       Tile::template multiply<R, 1>(RowsTogether<Compute, R>{strip}, panels + i * rows, 0, rows, true, sums);
       for (int r = 0; r < R; ++r)
