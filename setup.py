@@ -54,7 +54,7 @@ setup(
                 "-Wno-missing-field-initializers",
                 *TORCH_HEADERS,
             ],
-            extra_link_args=[],
+            extra_link_args=["-Wl,-s"],
         )
     ],
     cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True, use_ninja=True)},

@@ -38,8 +38,9 @@ struct Sequence {
 };
 
 // A worker's part: rows first_row, first_row + row_step, ... and a range of units (and of outputs of the
-// projection), in multiples of the panel widths.
+// projection), in multiples of the panel widths. `member` tells it from the others that have the same rows.
 struct Share {
+  int member = 0;
   std::int64_t first_row = 0, row_step = 1;
   std::int64_t unit_begin = 0, unit_end = 0;
   std::int64_t projected_begin = 0, projected_end = 0;

@@ -3,12 +3,12 @@
 #pragma once
 
 #include "product.h"
-#include "team.h"
+#include "worker.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
 
 template <class Cell, class Storage>
-class Backward {
+class Backward : Worker {
   using Compute = compute_t<Storage>;
   using V = Vec<Compute>;
   static constexpr int G = Cell::gates, S = Cell::saved, L = lanes<V>;
@@ -18,19 +18,20 @@ class Backward {
   static constexpr int panel_width = panel_vectors * L;
 
   Backward(const BackwardArgs<Storage>& args, const Share& share, Barrier& barrier)
-      : a(args), share(share), barrier(barrier) {}
+      : Worker(share, barrier, args.H, args.P), a(args) {}
 
   void run() {
+    if (!start()) return;
     for (std::int64_t step = a.sequence.steps - 1; step >= 0; --step) {
       const std::int64_t t = a.sequence.time(step);
       if (a.projection) {
         add_output_gradient(t);
-        barrier.wait();
+        if (!meet()) return;
         project_back(t, step);
       } else {
         differentiate_units(t, step);
       }
-      barrier.wait();
+      if (!meet()) return;
       if (step > 0 || a.need_dh0) multiply_recurrent(t);
     }
   }
@@ -38,10 +39,6 @@ class Backward {
  private:
   using Panels = Product<panel_vectors, Compute>;
 
-  std::int64_t row(std::int64_t j) const { return share.first_row + j * share.row_step; }
-  std::int64_t my_rows(std::int64_t all) const {
-    return std::max<std::int64_t>(0, (all - share.first_row + share.row_step - 1) / share.row_step);
-  }
   static std::int64_t panels(std::int64_t outputs) { return (outputs + panel_width - 1) / panel_width; }
 
   // Data row of row b at the step before t in processing order; -1 where that is the initial state.
@@ -149,8 +146,6 @@ class Backward {
 
   const BackwardArgs<Storage>& a;
   const std::int64_t d_gates_ld = row_stride<Compute>(S * a.H), d_projected_ld = row_stride<Compute>(a.P);
-  const Share share;
-  Barrier& barrier;
 };
 
 }  // namespace lstm_fused::LSTM_FUSED_TARGET

@@ -4,12 +4,12 @@
 #pragma once
 
 #include "product.h"
-#include "team.h"
+#include "worker.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
 
 template <class Cell, class Storage>
-class Forward {
+class Forward : Worker {
   using Compute = compute_t<Storage>;
   using V = Vec<Compute>;
   static constexpr int G = Cell::gates, S = Cell::saved, L = lanes<V>;
@@ -18,24 +18,21 @@ class Forward {
   static constexpr int projection_vectors = 2;
 
   Forward(const ForwardArgs<Storage>& args, const Share& share, Barrier& barrier)
-      : a(args), share(share), barrier(barrier) {}
+      : Worker(share, barrier, args.H, args.P), a(args) {}
 
   void run() {
+    if (!start()) return;
     initialise();
-    barrier.wait();
+    if (!meet()) return;
     for (chunk_begin = 0; chunk_begin < a.sequence.steps; chunk_begin += a.chunk_steps) {
       const std::int64_t chunk_end = std::min(chunk_begin + a.chunk_steps, a.sequence.steps);
       multiply_input(chunk_end);
-      for (std::int64_t step = chunk_begin; step < chunk_end; ++step) run_step(step);
+      for (std::int64_t step = chunk_begin; step < chunk_end; ++step)
+        if (!run_step(step)) return;
     }
   }
 
  private:
-  std::int64_t row(std::int64_t j) const { return share.first_row + j * share.row_step; }
-  std::int64_t my_rows(std::int64_t all) const {
-    return std::max<std::int64_t>(0, (all - share.first_row + share.row_step - 1) / share.row_step);
-  }
-
   static std::int64_t panels(std::int64_t units) { return (units + L - 1) / L; }
 
   // A worker's part of h: its units, or its outputs of the projection.
@@ -61,17 +58,17 @@ class Forward {
     }
   }
 
-  void run_step(std::int64_t step) {
+  bool run_step(std::int64_t step) {
     const std::int64_t t = a.sequence.time(step);
     const Compute* h0 = a.h + (step % 2) * a.sequence.batch * h_ld;
     Compute* h1 = a.h + (1 - step % 2) * a.sequence.batch * h_ld;
     update(step, h0, h1);
     if (a.projection) {
-      barrier.wait();
+      if (!meet()) return false;
       project(t, h1);
     }
     finish_rows(t, h1);
-    barrier.wait();
+    return meet();
   }
 
   // W x of a step's rows, [B, input_ld]: where its saved gates will be, or in its place among the chunk's steps.
@@ -187,8 +184,6 @@ class Forward {
 
   const ForwardArgs<Storage>& a;
   const std::int64_t h_ld = row_stride<Compute>(a.P), unprojected_ld = row_stride<Compute>(a.H);
-  const Share share;
-  Barrier& barrier;
   std::int64_t chunk_begin = 0;
 };
 

@@ -14,7 +14,8 @@ bool is_available() {
 struct Isa {
   static constexpr int bytes = 64;
   static constexpr int accumulators = 24;  // of 32 registers; eight for weights and broadcasts
-  static constexpr int panel_bytes = 64 * 1024;  // of L2, which delivers the 11 bytes a cycle that tiles of six rows ask for
+  static constexpr int panel_bytes =
+      64 * 1024;  // of L2, which delivers the 11 bytes a cycle that tiles of six rows ask for
 };
 }  // namespace lstm_fused::LSTM_FUSED_TARGET
 

@@ -76,7 +76,7 @@ void pack_panels(int threads, int directions, std::int64_t count, const Pack& pa
 template <class Work>
 void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, int panel_outputs, const Work& work) {
   std::deque<Barrier> barriers(plan.directions * plan.rows);
-  for (Barrier& barrier : barriers) barrier.reset(plan.units);
+  for (Barrier& barrier : barriers) barrier.reset(plan.units, patience_ns(shape, plan));
   run_team(plan.threads(), [&](int member, int members) {
     const bool complete = members == plan.threads();
     const Plan actual = complete ? plan : Plan{1, members, 1};

@@ -102,6 +102,14 @@ Plan choose_plan(const RecurrenceShape& s, const Machine& machine, const std::st
   return best;
 }
 
+std::int64_t patience_ns(const RecurrenceShape& s, const Plan& plan) {
+  constexpr double least = 200'000;  // a tenth of a scheduler's time slice, and far above an interrupt
+  constexpr double steps = 4;        // estimates are within a factor of two or so
+  RecurrenceShape step = s;
+  step.steps = 1;
+  return static_cast<std::int64_t>(std::max(least, steps * estimate(step, this_machine(plan.threads()), plan)));
+}
+
 Share share_of(const Plan& plan, int member, const RecurrenceShape& s, int panel_units, int panel_outputs) {
   const int within = member % (plan.rows * plan.units);
   const int unit_group = within % plan.units;
@@ -109,6 +117,7 @@ Share share_of(const Plan& plan, int member, const RecurrenceShape& s, int panel
     return std::min(outputs, divide_up(outputs, panel) * group / plan.units * panel);
   };
   Share share;
+  share.member = unit_group;
   share.first_row = within / plan.units;
   share.row_step = plan.rows;
   share.unit_begin = part(s.hidden, panel_units, unit_group);

@@ -3,6 +3,8 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <chrono>
+
 #ifdef LSTM_FUSED_STD_THREADS  // sanitizers do not see into OpenMP's synchronisation
 #include <thread>
 #include <vector>
@@ -43,25 +45,34 @@ const int register_fork_handler = pthread_atfork(nullptr, nullptr, [] { forked =
 
 }  // namespace
 
-void Barrier::reset(int members) {
-  arrived_ = 0;
-  generation_ = 0;
+void Barrier::reset(int members, std::int64_t patience_ns) {
   members_ = members;
+  patience_ns_ = patience_ns;
 }
 
-void Barrier::wait_for_others() {
+void Barrier::wait_for_others(int member) {
   const int generation = generation_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
+    alone_.store(waiting_.load(std::memory_order_relaxed), std::memory_order_relaxed);
     generation_.store(generation + 1, std::memory_order_release);
+    generation_.notify_all();
     return;
   }
-  // About 10 to 20 us of spinning: far above the imbalance of a time step, far below a scheduler's time slice.
+  const auto passed = [&] { return generation_.load(std::memory_order_acquire) != generation; };
+  // About 10 to 20 us of spinning: far above the imbalance of a small step, far below a scheduler's time slice.
   for (int spin = 0; spin < 500; ++spin) {
-    if (generation_.load(std::memory_order_acquire) != generation) return;
+    if (passed()) return;
     pause_briefly();
   }
-  while (generation_.load(std::memory_order_acquire) == generation) sched_yield();
+  const auto start = std::chrono::steady_clock::now();
+  while (std::chrono::steady_clock::now() - start < std::chrono::nanoseconds(patience_ns_)) {
+    if (passed()) return;
+    sched_yield();
+  }
+  int first = nobody;
+  waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed);
+  generation_.wait(generation, std::memory_order_acquire);
 }
 
 bool in_forked_child() { return forked.load(std::memory_order_relaxed); }

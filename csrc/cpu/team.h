@@ -2,26 +2,39 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
 
 namespace lstm_fused {
 
-// All members must arrive before any goes on. A waiting thread spins briefly, then yields its core: with
-// more threads than cores the one it waits for may be the one that it keeps from running.
+// All members must arrive before any goes on. A waiting thread spins briefly, then yields its core: with more threads
+// than cores the one it waits for may be the one that it keeps from running. If that is not enough, another process has
+// the core, for whole time slices and for many steps to come: then the team breaks up as soon as all have arrived, and
+// the one who waited does the rest alone. It sleeps until then, so that the scheduler may move the late one to its
+// core.
 class Barrier {
  public:
-  explicit Barrier(int members = 1) : members_(members) {}
-  void reset(int members);
-  void wait() {
-    if (members_ > 1) wait_for_others();
+  static constexpr int nobody = -1;
+
+  // `patience`: how long to wait before the team breaks up, well above the time of a step.
+  void reset(int members, std::int64_t patience_ns);
+
+  // `nobody`, or the member that goes on alone: then all others are done.
+  int wait(int member) {
+    if (members_ > 1 && left_alone() == nobody) wait_for_others(member);
+    return left_alone();
   }
+  int left_alone() const { return alone_.load(std::memory_order_relaxed); }
 
  private:
-  void wait_for_others();
+  void wait_for_others(int member);
 
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> generation_{0};
-  int members_;
+  std::atomic<int> alone_{nobody};    // decided by the last to arrive, read by all after it
+  std::atomic<int> waiting_{nobody};  // the first that ran out of patience
+  int members_ = 1;
+  std::int64_t patience_ns_ = 0;
 };
 
 // Calls work(member, members) on up to `wanted` threads at once. `members` is how many came: fewer inside
