@@ -11,6 +11,7 @@
 #include "autograd.h"
 #include "checks.h"
 #include "cpu/layer.h"
+#include "reference.h"
 
 namespace lstm_fused {
 
@@ -18,11 +19,6 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
-
-// Products inside are in the tensors' own type, also where backward runs inside an autocast region.
-class NoAutocast {
-  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
-};
 
 Tensors layer_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                   const OptionalTensor& batch_sizes, bool bidirectional) {
@@ -41,7 +37,7 @@ Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::Tensor
 Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
                      at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
                      bool bidirectional, const at::Tensor& output, at::TensorList saved,
-                     const c10::List<bool>& needed) {
+                     const c10::List<bool>& needed, std::int64_t samples) {
   const NoAutocast no_autocast;
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
   Tensors defined_grads;
@@ -50,7 +46,16 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
   for (const bool want : needed) wanted.push_back(want);
   TORCH_CHECK(wanted.size() == 1 + states.size() + weights.size(), "needed: expected ",
               1 + states.size() + weights.size(), " values, got ", wanted.size());
-  Tensors results = layer_backward(shape, defined_grads, input, states, weights, output, saved, wanted);
+  Tensors results;
+  if (samples == 0) {
+    results = layer_backward(shape, defined_grads, input, states, weights, output, saved, wanted);
+  } else {
+    TORCH_CHECK(samples > 0 && shape.B % samples == 0, "samples: expected a divisor of ", shape.B, " rows, got ",
+                samples);
+    results = reference_backward({cell, defined_grads, input, states.vec(), weights.vec(), batch_sizes, bidirectional,
+                                  wanted, samples},
+                                 output, saved);
+  }
   for (at::Tensor& result : results)
     if (!result.defined()) result = at::empty({0}, input.options());  // an op's results are always defined
   return results;
@@ -92,7 +97,7 @@ Tensors step_cpu(const std::string& cell, const at::Tensor& input, at::TensorLis
 }
 
 Tensors step_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
-  if (needs_graph(input, states, weights)) return step_as_layer(cell, input, states, weights);
+  if (is_differentiated(input, states, weights)) return step_as_layer(cell, input, states, weights);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::step", "").typed<decltype(step_cpu)>();
   at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -118,7 +123,9 @@ TORCH_LIBRARY(lstm_fused, m) {
   m.def("forward(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
         "-> Tensor[]");
   m.def("backward(str cell, Tensor?[] grads, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, "
-        "bool bidirectional, Tensor output, Tensor[] saved, bool[] needed) -> Tensor[]");
+        "bool bidirectional, Tensor output, Tensor[] saved, bool[] needed, int samples=0) -> Tensor[]");
+  m.def("reference(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
+        "-> Tensor[]");
   m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights) -> Tensor[]");
   m.def("isa() -> str", [] { return std::string(active_isa().name); });
   m.def("isas_compiled() -> str[]", compiled_isas);
@@ -136,10 +143,20 @@ TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("step", step_cpu);
 }
 
+TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("reference", reference_layer); }
+
 TORCH_LIBRARY_IMPL(lstm_fused, CompositeExplicitAutograd, m) { m.impl("step", step_as_layer); }
+
+// The other ops have their rules for vmap in Python; these two are made of ops that have some.
+TORCH_LIBRARY_IMPL(lstm_fused, FuncTorchBatched, m) {
+  m.impl("reference", reference_layer);
+  m.impl("step", step_as_layer);
+}
 
 TORCH_LIBRARY_IMPL(lstm_fused, Autograd, m) {
   m.impl("layer", layer_autograd);
+  m.impl("forward", forward_autograd);
+  m.impl("backward", backward_autograd);
   m.impl("step", step_autograd);
 }
 
