@@ -29,14 +29,13 @@ const auto& backward_op() {
   return op;
 }
 
-OptionalTensor optional(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
+OptionalTensor optional(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
 bool requires_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
 bool has_tangent(const at::Tensor& t) { return t.defined() && t._fw_grad(0).defined(); }
 
-bool any_of(const at::Tensor& input, at::TensorList states, at::TensorList weights, bool (*property)(const at::Tensor&)) {
+bool any_of(const at::Tensor& input, at::TensorList states, at::TensorList weights,
+            bool (*property)(const at::Tensor&)) {
   return property(input) || std::any_of(states.begin(), states.end(), property) ||
          std::any_of(weights.begin(), weights.end(), property);
 }
@@ -62,6 +61,29 @@ class LayerNode : public Node {
     for (SavedVariable& variable : kept) variable.reset_data();
   }
 
+ protected:
+  Tensors unpack() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Tensors tensors;
+    for (const SavedVariable& variable : kept) tensors.push_back(variable.unpack(getptr()));
+    return tensors;
+  }
+};
+
+// Nodes are held by the kind of pointer that this version of torch has for them. Older ones hold them by shared_ptr,
+// with a deleter that takes a long graph down without recursion.
+template <class T>
+auto make_node() {
+  using Pointer = decltype(torch::autograd::Edge::function);
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>)
+    return std::shared_ptr<T>(new T(), [](auto* node) { deleteNode(node); });
+  else return c10::make_intrusive<T>();
+}
+
+class LayerBackward : public LayerNode {
+ public:
+  std::string name() const override { return "LayerBackward"; }
+
   // Compiled autograd: what decides the trace, and the trace with stand-ins for the tensors.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     args.collect(cell);
@@ -78,19 +100,6 @@ class LayerNode : public Node {
     return results;
   }
 
- protected:
-  Tensors unpack() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    Tensors tensors;
-    for (const SavedVariable& variable : kept) tensors.push_back(variable.unpack(getptr()));
-    return tensors;
-  }
-};
-
-class LayerBackward : public LayerNode {
- public:
-  std::string name() const override { return "LayerBackward"; }
-
   // kept: input, batch_sizes, output, states, weights, saved
   Tensors apply(Tensors&& grads) override {
     const Tensors tensors = unpack();
@@ -100,9 +109,9 @@ class LayerBackward : public LayerNode {
     for (const at::Tensor& grad : grads) given.push_back(optional(grad));
     c10::List<bool> needed;
     for (std::size_t i = 0; i < inputs; ++i) needed.push_back(task_should_compute_output(i));
-    Tensors results = backward_op().call(cell, given, tensors[0], all.slice(3, states), all.slice(3 + states, weights),
-                                         optional(tensors[1]), bidirectional, tensors[2], all.slice(2 + inputs),
-                                         needed, 0);
+    Tensors results =
+        backward_op().call(cell, given, tensors[0], all.slice(3, states), all.slice(3 + states, weights),
+                           optional(tensors[1]), bidirectional, tensors[2], all.slice(2 + inputs), needed, 0);
     for (std::size_t i = 0; i < inputs; ++i)
       if (!needed[i]) results[i] = at::Tensor();
     return results;
@@ -110,19 +119,14 @@ class LayerBackward : public LayerNode {
 };
 
 // The derivative of backward, by the incoming gradients and by everything that forward depended on. What forward
-// saved, and its output, are no sources of their own: the reference comes to them from the input again.
+// saved, and its output, are no sources of their own: the reference comes to them from the input again. Runs the engine
+// within the engine, which compiled autograd cannot trace: there torch says that this node does not support it.
 class LayerBackwardBackward : public LayerNode {
  public:
   std::vector<bool> needed;
   std::int64_t samples = 0;
 
   std::string name() const override { return "LayerBackwardBackward"; }
-
-  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    LayerNode::compiled_args(args);
-    for (const bool need : needed) args.collect(need);
-    args.collect(samples);
-  }
 
   // kept: batch_sizes, then the sources: incoming gradients, input, states, weights
   Tensors apply(Tensors&& seeds) override {
@@ -171,7 +175,6 @@ class LayerBackwardBackward : public LayerNode {
 // Tangents of the results, from those of the inputs.
 void add_tangents(Tensors& results, const std::string& cell, const at::Tensor& input, at::TensorList states,
                   at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional) {
-  const NoAutocast no_autocast;
   const Tensors dual = reference_layer(cell, input, states, weights, batch_sizes, bidirectional);
   for (std::size_t i = 0; i < dual.size(); ++i)
     if (has_tangent(dual[i])) results[i]._set_fw_grad(dual[i]._fw_grad(0), 0, false);
@@ -195,7 +198,7 @@ std::vector<at::Tensor> forward_autograd(const std::string& cell, const at::Tens
   }
   const std::size_t visible = 1 + find_cell(cell).states();
   if (needs_graph(input, states, weights)) {
-    const auto node = c10::make_intrusive<LayerBackward>();
+    const auto node = make_node<LayerBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(input, states, weights));
     node->cell = cell;
     node->bidirectional = bidirectional;
@@ -234,13 +237,12 @@ std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor
 std::vector<at::Tensor> backward_autograd(const std::string& cell, const c10::List<OptionalTensor>& grads,
                                           const at::Tensor& input, at::TensorList states, at::TensorList weights,
                                           const OptionalTensor& batch_sizes, bool bidirectional,
-                                          const at::Tensor& output, at::TensorList saved,
-                                          const c10::List<bool>& needed, std::int64_t samples) {
+                                          const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
+                                          std::int64_t samples) {
   Tensors given;
   for (const OptionalTensor& grad : grads) given.push_back(grad.value_or(at::Tensor()));
   const std::vector<bool> wanted(needed.begin(), needed.end());
   if (any_of(input, states, weights, has_tangent) || std::any_of(given.begin(), given.end(), has_tangent)) {
-    const NoAutocast no_autocast;
     Tensors results = reference_backward(
         {cell, given, input, states.vec(), weights.vec(), batch_sizes, bidirectional, wanted, samples});
     for (at::Tensor& result : results)
@@ -250,12 +252,12 @@ std::vector<at::Tensor> backward_autograd(const std::string& cell, const c10::Li
   Tensors results;
   {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    results = backward_op().call(cell, grads, input, states, weights, batch_sizes, bidirectional, output, saved,
-                                 needed, samples);
+    results = backward_op().call(cell, grads, input, states, weights, batch_sizes, bidirectional, output, saved, needed,
+                                 samples);
   }
   if (at::GradMode::is_enabled() &&
       (any_of(input, states, weights, requires_grad) || std::any_of(given.begin(), given.end(), requires_grad))) {
-    const auto node = c10::make_intrusive<LayerBackwardBackward>();
+    const auto node = make_node<LayerBackwardBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(given), input, states, weights));
     node->cell = cell;
     node->bidirectional = bidirectional;

@@ -6,18 +6,12 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <optional>
 #include <string>
 #include <vector>
 
 namespace lstm_fused {
-
-// Products inside are in the tensors' own type, also where backward runs inside an autocast region.
-class NoAutocast {
-  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
-};
 
 // Whether a call leaves a node behind, or has tangents.
 bool is_differentiated(const at::Tensor& input, at::TensorList states, at::TensorList weights);
@@ -33,7 +27,7 @@ std::vector<at::Tensor> forward_autograd(const std::string& cell, const at::Tens
 std::vector<at::Tensor> backward_autograd(const std::string& cell, const c10::List<std::optional<at::Tensor>>& grads,
                                           const at::Tensor& input, at::TensorList states, at::TensorList weights,
                                           const std::optional<at::Tensor>& batch_sizes, bool bidirectional,
-                                          const at::Tensor& output, at::TensorList saved,
-                                          const c10::List<bool>& needed, std::int64_t samples);
+                                          const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
+                                          std::int64_t samples);
 
 }  // namespace lstm_fused

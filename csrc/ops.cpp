@@ -36,8 +36,8 @@ Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::Tensor
 
 Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
                      at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
-                     bool bidirectional, const at::Tensor& output, at::TensorList saved,
-                     const c10::List<bool>& needed, std::int64_t samples) {
+                     bool bidirectional, const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
+                     std::int64_t samples) {
   const NoAutocast no_autocast;
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
   Tensors defined_grads;
@@ -52,9 +52,9 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
   } else {
     TORCH_CHECK(samples > 0 && shape.B % samples == 0, "samples: expected a divisor of ", shape.B, " rows, got ",
                 samples);
-    results = reference_backward({cell, defined_grads, input, states.vec(), weights.vec(), batch_sizes, bidirectional,
-                                  wanted, samples},
-                                 output, saved);
+    results = reference_backward(
+        {cell, defined_grads, input, states.vec(), weights.vec(), batch_sizes, bidirectional, wanted, samples}, output,
+        saved);
   }
   for (at::Tensor& result : results)
     if (!result.defined()) result = at::empty({0}, input.options());  // an op's results are always defined

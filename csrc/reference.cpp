@@ -118,10 +118,8 @@ class Direction {
       at::Tensor d[S], direct;
       Cell::template d_output<at::Tensor>(step.s, step.h0, step.c1, d_unprojected, d, dc1, direct);
       Cell::template d_update<at::Tensor>(step.s, step.h0, step.c0, d, dc1, direct);
-      Tensors at_u;
-      for (const int column : Cell::recurrent_column) at_u.push_back(d[column]);
       d_x[t] = at::cat(at::TensorList(d, G), 1);
-      d_u[t] = at::cat(at_u, 1);
+      d_u[t] = same_columns() ? d_x[t] : recurrent_columns(d);
       h0[t] = step.h0;
       d_projected[t] = dh1;
       unprojected[t] = step.unprojected;
@@ -130,7 +128,8 @@ class Direction {
       dh = with_first_rows(dh0, dh);
       if (dc.defined()) dc = with_first_rows(dc1, dc);
     }
-    Gradients result{at::cat(d_x), at::cat(d_u), at::cat(h0), {}, {}, {dh, dc}};
+    Gradients result{at::cat(d_x), {}, at::cat(h0), {}, {}, {dh, dc}};
+    result.d_u = same_columns() ? result.d_x : at::cat(d_u);
     if (shape.projected) {
       result.dh = at::cat(d_projected);
       result.unprojected = at::cat(unprojected);
@@ -154,6 +153,18 @@ class Direction {
       h = with_first_rows(f(t, step), h);
       if (Cell::carries_cell) c = with_first_rows(step.c1, c);
     }
+  }
+
+  // Whether the gradients at U h are those at W x.
+  static constexpr bool same_columns() {
+    for (int g = 0; g < G; ++g)
+      if (Cell::recurrent_column[g] != g) return false;
+    return true;
+  }
+  static at::Tensor recurrent_columns(const at::Tensor d[]) {
+    Tensors columns;
+    for (const int column : Cell::recurrent_column) columns.push_back(d[column]);
+    return at::cat(columns, 1);
   }
 
   // Split and not sliced: the gradient of T slices would be T sums over all rows.
@@ -242,6 +253,7 @@ Tensors backward(const LayerShape& shape, const BackwardCall& call, const at::Te
 std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                         at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
                                         bool bidirectional) {
+  const NoAutocast no_autocast;
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
   Tensors results;
   host::with_cell(cell, [&](auto cell) { results = layer<decltype(cell)>(shape, input, states, weights); });
@@ -249,6 +261,7 @@ std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tenso
 }
 
 std::vector<at::Tensor> reference_backward(const BackwardCall& call, const at::Tensor& output, at::TensorList saved) {
+  const NoAutocast no_autocast;
   const LayerShape shape =
       check_layer(call.cell, call.input, call.states, call.weights, call.batch_sizes, call.bidirectional);
   Tensors results;

@@ -114,7 +114,9 @@ def _fake_backward(
 torch.library.register_fake("lstm_fused::layer", _fake_layer)
 torch.library.register_fake("lstm_fused::forward", _fake_forward)
 torch.library.register_fake("lstm_fused::backward", _fake_backward)
-_vmap.register()
+# Its registrations live as long as it does.
+_library = torch.library.Library("lstm_fused", "FRAGMENT")  # type: ignore[no-untyped-call]
+_vmap.register(_library)
 
 
 def layer(

@@ -9,18 +9,24 @@ what backward's argument ``samples`` is for. Calls whose weights differ have not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.utils import _pytree as pytree
+
+# Each sample's own weight gradients, all samples together, come step by step from ATen. That pays from about this many
+# samples on, or in a short sequence; few long ones are faster one after the other in the fused kernel.
+IN_TURN_BELOW = 32
 
 # A rule is called as rule(info, in_dims, *arguments) and returns the results and where they have the dimension.
 Dim = int | None
 Results = tuple[list[Tensor], list[Dim]]
 
 
-def _join(tensor: Tensor, dim: Dim, size: int) -> Tensor:
+def _join(tensor: Tensor, dim: Dim, size: int | torch.SymInt) -> Tensor:
     """[..., rows, width] with V at ``dim``, or without V, as [..., rows*V, width]."""
     if dim is None:
         *outer, width = tensor.shape
@@ -28,13 +34,21 @@ def _join(tensor: Tensor, dim: Dim, size: int) -> Tensor:
     return tensor.movedim(dim, -2).flatten(-3, -2)
 
 
-def _join_all(tensors: Sequence[Tensor], dims: Sequence[Dim], size: int) -> list[Tensor]:
+def _join_all(tensors: Sequence[Tensor], dims: Sequence[Dim], size: int | torch.SymInt) -> list[Tensor]:
     return [_join(t, d, size) for t, d in zip(tensors, dims, strict=True)]
 
 
-def _split(tensor: Tensor, size: int) -> tuple[Tensor, Dim]:
+def _split(tensor: Tensor, size: int | torch.SymInt) -> tuple[Tensor, Dim]:
     """[..., rows*V, width] as [..., rows, V, width], and where V is."""
-    return tensor.unflatten(-2, (tensor.shape[-2] // size, size)), tensor.dim() - 1
+    *outer, rows, width = tensor.shape
+    return tensor.reshape(*outer, rows // size, size, width), tensor.dim() - 1
+
+
+def _size(info: Any) -> int | torch.SymInt:
+    if info.batch_size == 0:
+        raise RuntimeError("lstm_fused: torch.vmap over a dimension of size 0 is not supported")
+    size: int | torch.SymInt = info.batch_size
+    return size
 
 
 def _any_batched(dims: object) -> bool:
@@ -47,7 +61,7 @@ def _in_turn(op: Callable[..., list[Tensor]], info: Any, in_dims: Any, arguments
     dims = structure.flatten_up_to(in_dims)
     calls = [
         op(*structure.unflatten([a if d is None else a.select(d, v) for a, d in zip(flat, dims, strict=True)]))
-        for v in range(info.batch_size)
+        for v in range(_size(info))
     ]
     results = [torch.stack(parts) for parts in zip(*calls, strict=True)]
     return results, [0] * len(results)
@@ -59,7 +73,7 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
         _, input_dim, state_dims, weight_dims, batch_sizes_dim, _ = in_dims
         if _any_batched((weight_dims, batch_sizes_dim)):
             return _in_turn(op, info, in_dims, arguments)
-        V = info.batch_size
+        V = _size(info)
         joined = op(
             cell,
             _join(input, input_dim, V),
@@ -80,13 +94,17 @@ def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
     _, grad_dims, input_dim, state_dims, weight_dims, batch_sizes_dim, _, output_dim, saved_dims, *_ = in_dims
     if _any_batched((weight_dims, batch_sizes_dim)):
         return _in_turn(op, info, in_dims, arguments)
-    V, first_weight = info.batch_size, 1 + len(states)
+    V, first_weight = _size(info), 1 + len(states)
     samples = rest[0] if rest else 0
     weights_needed = any(needed[first_weight:])
+    rows = _join(input, input_dim, V)
+    T = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+    if weights_needed and V < IN_TURN_BELOW and T > 2 * V:
+        return _in_turn(op, info, in_dims, arguments)
     joined = op(
         cell,
         [None if g is None else _join(g, d, V) for g, d in zip(grads, grad_dims, strict=True)],
-        _join(input, input_dim, V),
+        rows,
         _join_all(states, state_dims, V),
         weights,
         None if batch_sizes is None else batch_sizes * V,
@@ -103,14 +121,33 @@ def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
         if need and k < first_weight:
             result, dim = _split(result, V)
         elif need:  # [samples*V, *], the samples of an outer vmap first
-            result, dim = (result.unflatten(0, (samples, V)), 1) if samples else (result, 0)
+            result, dim = (result.reshape(samples, V, *result.shape[1:]), 1) if samples else (result, 0)
         results.append(result)
         dims.append(dim)
     return results, dims
 
 
-def register() -> None:
-    """Registers the rules; the operators must have been loaded."""
-    torch.library.register_vmap("lstm_fused::layer", _forward_rule(torch.ops.lstm_fused.layer.default))
-    torch.library.register_vmap("lstm_fused::forward", _forward_rule(torch.ops.lstm_fused.forward.default))
-    torch.library.register_vmap("lstm_fused::backward", _backward_rule)
+def _older_vmap(rule: Callable[..., Results]) -> Callable[..., list[Tensor]]:
+    """The rule for the older vmap, which ``is_grads_batched=True`` still goes through: it wraps tensors itself."""
+
+    def kernel(*arguments: Any) -> list[Tensor]:
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        flat, structure = pytree.tree_flatten(arguments)
+        dims = [0 if isinstance(a, Tensor) and is_legacy_batchedtensor(a) else None for a in flat]
+        # The size given is for tensors that lack the dimension, of which there are none.
+        flat = [a if d is None else torch._remove_batch_dim(a, level, 1, d) for a, d in zip(flat, dims, strict=True)]
+        size = next(a.shape[0] for a, d in zip(flat, dims, strict=True) if d is not None)
+        info = SimpleNamespace(batch_size=size)
+        results, out_dims = rule(info, structure.unflatten(dims), *structure.unflatten(flat))
+        return [r if d is None else torch._add_batch_dim(r, d, level) for r, d in zip(results, out_dims, strict=True)]
+
+    return kernel
+
+
+def register(library: torch.library.Library) -> None:
+    """Registers the rules in ``library``, a fragment of the operators' own."""
+    torch.library.register_vmap("lstm_fused::layer", _forward_rule(torch.ops.lstm_fused.layer.default), lib=library)
+    torch.library.register_vmap("lstm_fused::forward", _forward_rule(torch.ops.lstm_fused.forward.default), lib=library)
+    torch.library.register_vmap("lstm_fused::backward", _backward_rule, lib=library)
+    library.impl("backward", _older_vmap(_backward_rule), "Batched")  # type: ignore[no-untyped-call]
