@@ -44,6 +44,10 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
   for (const OptionalTensor& grad : grads) defined_grads.push_back(grad.value_or(at::Tensor()));
   std::vector<bool> wanted;
   for (const bool want : needed) wanted.push_back(want);
+  TORCH_CHECK(grads.size() == static_cast<std::size_t>(1 + shape.states), "grads: expected ", 1 + shape.states,
+              " tensors or None, got ", grads.size());
+  TORCH_CHECK(saved.size() == static_cast<std::size_t>(shape.D * shape.states), "saved: expected ",
+              shape.D * shape.states, " tensors, got ", saved.size());
   TORCH_CHECK(wanted.size() == 1 + states.size() + weights.size(), "needed: expected ",
               1 + states.size() + weights.size(), " values, got ", wanted.size());
   Tensors results;

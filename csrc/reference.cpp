@@ -264,6 +264,11 @@ std::vector<at::Tensor> reference_backward(const BackwardCall& call, const at::T
   const NoAutocast no_autocast;
   const LayerShape shape =
       check_layer(call.cell, call.input, call.states, call.weights, call.batch_sizes, call.bidirectional);
+  TORCH_CHECK(call.grads.size() == static_cast<std::size_t>(1 + shape.states) &&
+                  call.needed.size() == 1 + call.states.size() + call.weights.size(),
+              "lstm_fused::backward: expected ", 1 + shape.states, " grads and ",
+              1 + call.states.size() + call.weights.size(), " values of needed, got ", call.grads.size(), " and ",
+              call.needed.size());
   Tensors results;
   host::with_cell(call.cell, [&](auto cell) { results = backward<decltype(cell)>(shape, call, output, saved); });
   return results;
