@@ -52,7 +52,9 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
               1 + states.size() + weights.size(), " values, got ", wanted.size());
   Tensors results;
   if (samples == 0) {
-    results = layer_backward(shape, defined_grads, input, states, weights, output, saved, wanted);
+    Tensors dense;  // as forward made them, unless vmap or a hook has been at them
+    for (const at::Tensor& tensor : saved) dense.push_back(tensor.contiguous());
+    results = layer_backward(shape, defined_grads, input, states, weights, output.contiguous(), dense, wanted);
   } else {
     TORCH_CHECK(samples > 0 && shape.B % samples == 0, "samples: expected a divisor of ", shape.B, " rows, got ",
                 samples);
