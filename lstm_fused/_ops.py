@@ -1,4 +1,4 @@
-"""The operators ``lstm_fused::layer`` and ``lstm_fused::step``: loading, shape (fake) rules, calls."""
+"""The operators ``lstm_fused::layer`` and ``lstm_fused::step``: loading, rules for shapes (fake) and vmap, calls."""
 
 from __future__ import annotations
 
