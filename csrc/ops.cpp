@@ -35,6 +35,30 @@ Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::Tensor
                        true);
 }
 
+void check_like(const char* name, std::size_t index, const at::Tensor& tensor, at::IntArrayRef sizes,
+                at::ScalarType dtype) {
+  TORCH_CHECK(tensor.sizes() == sizes && tensor.scalar_type() == dtype, name, "[", index, "]: expected ", dtype,
+              " of shape ", sizes, ", got ", tensor.scalar_type(), " of shape ", tensor.sizes());
+}
+
+// What forward left, and gradients shaped as its results: the kernel reads all of these by their pointers.
+void check_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, const at::Tensor& output,
+                    at::TensorList saved) {
+  const std::size_t states = shape.states;
+  TORCH_CHECK(grads.size() == 1 + states, "grads: expected ", 1 + states, " tensors or None, got ", grads.size());
+  TORCH_CHECK(saved.size() == shape.D * states, "saved: expected ", shape.D * states, " tensors, got ", saved.size());
+  const at::ScalarType dtype = input.scalar_type(), compute = compute_type(input);
+  const std::vector<std::int64_t> rows = shape.output_sizes();
+  check_like("output", 0, output, rows, dtype);
+  if (grads[0].defined()) check_like("grads", 0, grads[0], rows, dtype);
+  for (std::size_t i = 1; i < grads.size(); ++i)
+    if (grads[i].defined()) check_like("grads", i, grads[i], {shape.D, shape.B, i == 1 ? shape.P : shape.H}, dtype);
+  for (std::size_t i = 0; i < saved.size(); ++i) {
+    if (i % states == 0) check_like("saved", i, saved[i], {shape.N, shape.S * shape.H}, dtype);
+    else check_like("saved", i, saved[i], {shape.N, shape.H}, compute);
+  }
+}
+
 Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
                      at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
                      bool bidirectional, const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
@@ -45,10 +69,7 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
   for (const OptionalTensor& grad : grads) defined_grads.push_back(grad.value_or(at::Tensor()));
   std::vector<bool> wanted;
   for (const bool want : needed) wanted.push_back(want);
-  TORCH_CHECK(grads.size() == static_cast<std::size_t>(1 + shape.states), "grads: expected ", 1 + shape.states,
-              " tensors or None, got ", grads.size());
-  TORCH_CHECK(saved.size() == static_cast<std::size_t>(shape.D * shape.states), "saved: expected ",
-              shape.D * shape.states, " tensors, got ", saved.size());
+  check_backward(shape, defined_grads, input, output, saved);
   TORCH_CHECK(wanted.size() == 1 + states.size() + weights.size(), "needed: expected ",
               1 + states.size() + weights.size(), " values, got ", wanted.size());
   Tensors results;

@@ -29,9 +29,12 @@ Results = tuple[list[Tensor], list[Dim]]
 def _join(tensor: Tensor, dim: Dim, size: int | torch.SymInt) -> Tensor:
     """[..., rows, width] with V at ``dim``, or without V, as [..., rows*V, width]."""
     if dim is None:
-        *outer, width = tensor.shape
-        return tensor.unsqueeze(-2).expand(*outer, size, width).flatten(-3, -2)
-    return tensor.movedim(dim, -2).flatten(-3, -2)
+        *outer, rows, width = tensor.shape
+        tensor = tensor.unsqueeze(-2).expand(*outer, rows, size, width)
+    else:
+        tensor = tensor.movedim(dim, -2)
+        *outer, rows, _, width = tensor.shape
+    return tensor.reshape(*outer, rows * size, width)
 
 
 def _join_all(tensors: Sequence[Tensor], dims: Sequence[Dim], size: int | torch.SymInt) -> list[Tensor]:
@@ -127,18 +130,29 @@ def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
     return results, dims
 
 
+def _without(tensor: object, level: int) -> Tensor | None:
+    """A tensor of the older vmap with the dimension of this level as its first; None where there is no such."""
+    if not (isinstance(tensor, Tensor) and is_legacy_batchedtensor(tensor)):
+        return None
+    # A tensor that lacks the dimension is given one, of the size that one asks for.
+    found, again = (torch._remove_batch_dim(tensor, level, size, 0) for size in (1, 2))
+    return found if found.shape == again.shape else None
+
+
 def _older_vmap(rule: Callable[..., Results]) -> Callable[..., list[Tensor]]:
     """The rule for the older vmap, which ``is_grads_batched=True`` still goes through: it wraps tensors itself."""
 
     def kernel(*arguments: Any) -> list[Tensor]:
-        level = torch._C._vmapmode_increment_nesting() - 1
+        level: int = torch._C._vmapmode_increment_nesting() - 1
         torch._C._vmapmode_decrement_nesting()
         flat, structure = pytree.tree_flatten(arguments)
-        dims = [0 if isinstance(a, Tensor) and is_legacy_batchedtensor(a) else None for a in flat]
-        # The size given is for tensors that lack the dimension, of which there are none.
-        flat = [a if d is None else torch._remove_batch_dim(a, level, 1, d) for a, d in zip(flat, dims, strict=True)]
-        size = next(a.shape[0] for a, d in zip(flat, dims, strict=True) if d is not None)
-        info = SimpleNamespace(batch_size=size)
+        inner = [_without(a, level) for a in flat]
+        while all(t is None for t in inner):
+            level -= 1  # of a vmap further out
+            inner = [_without(a, level) for a in flat]
+        dims = [None if t is None else 0 for t in inner]
+        info = SimpleNamespace(batch_size=next(t.shape[0] for t in inner if t is not None))
+        flat = [a if t is None else t for a, t in zip(flat, inner, strict=True)]
         results, out_dims = rule(info, structure.unflatten(dims), *structure.unflatten(flat))
         return [r if d is None else torch._add_batch_dim(r, d, level) for r, d in zip(results, out_dims, strict=True)]
 

@@ -85,6 +85,28 @@ def test_batched_incoming_gradients(case: Case) -> None:
 
 
 @pytest.mark.parametrize("cell", cases.CELLS)
+def test_batches_of_batches_of_incoming_gradients(cell: str) -> None:
+    """``is_grads_batched`` within the same vmap: both dimensions in some gradients, one of them or none in others."""
+    a = raw.arguments(replace(SMALL, cell=cell))
+    outputs = a.call()
+    inner, outer = torch.randn(3, *outputs[0].shape, dtype=F64), torch.randn(2, dtype=F64)
+    last = torch.randn(3, *outputs[1].shape, dtype=F64)
+
+    def gradients(scale: Tensor) -> tuple[Tensor, ...]:
+        cotangents = [inner * scale, last]
+        return torch.autograd.grad(outputs[:2], a.tensors, cotangents, retain_graph=True, is_grads_batched=True)
+
+    found = torch._vmap_internals._vmap(gradients)(outer)
+    wanted = zip(*(gradients(scale) for scale in outer), strict=True)
+    for mine, each in zip(found, wanted, strict=True):
+        assert tolerances.close(mine.numpy(), torch.stack(each).numpy(), F64)
+    pairs = zip(inner, last, strict=True)
+    one_by_one = [torch.autograd.grad(outputs[:2], a.tensors, pair, retain_graph=True) for pair in pairs]
+    for mine, each in zip(gradients(torch.ones((), dtype=F64)), zip(*one_by_one, strict=True), strict=True):
+        assert tolerances.close(mine.numpy(), torch.stack(each).numpy(), F64)
+
+
+@pytest.mark.parametrize("cell", cases.CELLS)
 def test_a_step(cell: str) -> None:
     a = raw.arguments(replace(SMALL, cell=cell, T=1))
     given = [t.detach()[0].requires_grad_() for t in (a.input, *a.states)]
