@@ -20,6 +20,7 @@ SOURCES = [
     "csrc/ops.cpp",
     "csrc/autograd.cpp",
     "csrc/checks.cpp",
+    "csrc/reference.cpp",
     "csrc/cpu/layer_forward.cpp",
     "csrc/cpu/layer_backward.cpp",
     "csrc/cpu/layer_step.cpp",

@@ -1,139 +1,279 @@
 #include "autograd.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include "checks.h"
+#include "reference.h"
 
 namespace lstm_fused {
 
 namespace {
 
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
 using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
-using ForwardOp = Tensors(const std::string&, const at::Tensor&, at::TensorList, at::TensorList, const OptionalTensor&,
-                          bool);
-using BackwardOp = Tensors(const std::string&, const c10::List<OptionalTensor>&, const at::Tensor&, at::TensorList,
-                           at::TensorList, const OptionalTensor&, bool, const at::Tensor&, at::TensorList,
-                           const c10::List<bool>&);
+using ForwardOp = decltype(forward_autograd);
+using BackwardOp = decltype(backward_autograd);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
+const auto& backward_op() {
+  static const auto op = find_op<BackwardOp>("lstm_fused::backward");
+  return op;
+}
 
-// Stands between the gradients and all that they depend on when backward runs with create_graph=True: the gradients
-// themselves are right, but no path to their derivative, nor an input that seems unused, may go round the error.
-class NoSecondDerivative : public torch::autograd::Function<NoSecondDerivative> {
- public:
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext*, at::TensorList gradients,
-                                                at::TensorList /*sources*/) {
-    return gradients.vec();
-  }
+OptionalTensor optional(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*, torch::autograd::variable_list) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "lstm_fused: the second derivative of a fused layer is not implemented");
-  }
-};
-
-class LayerNode : public torch::autograd::Function<LayerNode> {
- public:
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
-                                                at::TensorList states, at::TensorList weights,
-                                                const OptionalTensor& batch_sizes, const std::string& cell,
-                                                bool bidirectional) {
-    static const auto op = find_op<ForwardOp>("lstm_fused::forward");
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    Tensors results = op.call(cell, input, states, weights, batch_sizes, bidirectional);
-    const std::size_t visible = 1 + find_cell(cell).states();
-    Tensors saved = {input, batch_sizes.value_or(at::Tensor()), results[0]};
-    saved.insert(saved.end(), states.begin(), states.end());
-    saved.insert(saved.end(), weights.begin(), weights.end());
-    saved.insert(saved.end(), results.begin() + visible, results.end());
-    context->save_for_backward(std::move(saved));
-    context->set_materialize_grads(false);
-    context->saved_data["cell"] = cell;
-    context->saved_data["bidirectional"] = bidirectional;
-    context->saved_data["states"] = static_cast<int64_t>(states.size());
-    context->saved_data["weights"] = static_cast<int64_t>(weights.size());
-    results.resize(visible);
-    return results;
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 torch::autograd::variable_list grads) {
-    static const auto op = find_op<BackwardOp>("lstm_fused::backward");
-    const torch::autograd::variable_list saved = context->get_saved_variables();
-    const std::string& cell = context->saved_data["cell"].toStringRef();
-    const bool bidirectional = context->saved_data["bidirectional"].toBool();
-    const std::size_t states = context->saved_data["states"].toInt(), weights = context->saved_data["weights"].toInt();
-    const std::size_t inputs = 1 + states + weights;
-    const at::TensorList all = saved;
-
-    c10::List<OptionalTensor> given;
-    for (const at::Tensor& grad : grads) given.push_back(grad.defined() ? OptionalTensor(grad) : std::nullopt);
-    c10::List<bool> needed;
-    for (std::size_t i = 0; i < inputs; ++i) needed.push_back(context->needs_input_grad(i));
-
-    Tensors results;
-    {
-      at::AutoDispatchBelowADInplaceOrView below_autograd;
-      results = op.call(cell, given, saved[0], all.slice(3, states), all.slice(3 + states, weights),
-                        saved[1].defined() ? OptionalTensor(saved[1]) : std::nullopt, bidirectional, saved[2],
-                        all.slice(3 + inputs - 1), needed);
-    }
-    for (std::size_t i = 0; i < inputs; ++i)
-      if (!needed[i]) results[i] = at::Tensor();
-    if (at::GradMode::is_enabled()) {
-      Tensors sources = {saved[0]};
-      for (const at::Tensor& grad : grads)
-        if (grad.defined()) sources.push_back(grad);
-      sources.insert(sources.end(), saved.begin() + 3, saved.begin() + 3 + states + weights);
-      refuse_second_derivative(results, sources);
-    }
-    results.resize(inputs + 3);  // batch_sizes, cell and bidirectional have none
-    return results;
-  }
-
- private:
-  static void refuse_second_derivative(Tensors& results, at::TensorList sources) {
-    Tensors defined;
-    for (const at::Tensor& result : results)
-      if (result.defined()) defined.push_back(result);
-    const Tensors guarded = NoSecondDerivative::apply(at::TensorList(defined), sources);
-    auto next = guarded.begin();
-    for (at::Tensor& result : results)
-      if (result.defined()) result = *next++;
-  }
-};
+bool requires_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
+bool has_tangent(const at::Tensor& t) { return t.defined() && t._fw_grad(0).defined(); }
 
 bool any_of(const at::Tensor& input, at::TensorList states, at::TensorList weights,
             bool (*property)(const at::Tensor&)) {
   return property(input) || std::any_of(states.begin(), states.end(), property) ||
          std::any_of(weights.begin(), weights.end(), property);
 }
+bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+  return at::GradMode::is_enabled() && any_of(input, states, weights, requires_grad);
+}
+
+// What the two nodes share: the call's options, and tensors kept until the graph is released.
+class LayerNode : public Node {
+ public:
+  std::string cell;
+  bool bidirectional = false;
+  std::size_t states = 0, weights = 0;
+  std::vector<SavedVariable> kept;
+
+  void keep(const at::Tensor& tensor, bool is_output = false) { kept.emplace_back(tensor, is_output); }
+  void keep(at::TensorList tensors) {
+    for (const at::Tensor& tensor : tensors) keep(tensor);
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable& variable : kept) variable.reset_data();
+  }
+
+ protected:
+  Tensors unpack() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Tensors tensors;
+    for (const SavedVariable& variable : kept) tensors.push_back(variable.unpack(getptr()));
+    return tensors;
+  }
+};
+
+// Nodes are held by the kind of pointer that this version of torch has for them. Older ones hold them by shared_ptr,
+// with a deleter that takes a long graph down without recursion.
+template <class T>
+auto make_node() {
+  using Pointer = decltype(torch::autograd::Edge::function);
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>)
+    return std::shared_ptr<T>(new T(), [](auto* node) { deleteNode(node); });
+  else return c10::make_intrusive<T>();
+}
+
+class LayerBackward : public LayerNode {
+ public:
+  std::string name() const override { return "LayerBackward"; }
+
+  // Compiled autograd: what decides the trace, and the trace with stand-ins for the tensors.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(cell);
+    args.collect(bidirectional);
+    args.collect(static_cast<std::uint64_t>(states));
+    args.collect(static_cast<std::uint64_t>(weights));
+    args.collect(kept, true);
+  }
+  torch::autograd::variable_list apply_with_saved(const torch::autograd::variable_list& grads,
+                                                  torch::dynamo::autograd::SwapSavedVariables& saved) override {
+    saved.before(kept);
+    Tensors results = apply(Tensors(grads));
+    saved.after(kept);
+    return results;
+  }
+
+  // kept: input, batch_sizes, output, states, weights, saved
+  Tensors apply(Tensors&& grads) override {
+    const Tensors tensors = unpack();
+    const at::TensorList all = tensors;
+    const std::size_t inputs = 1 + states + weights;
+    c10::List<OptionalTensor> given;
+    for (const at::Tensor& grad : grads) given.push_back(optional(grad));
+    c10::List<bool> needed;
+    for (std::size_t i = 0; i < inputs; ++i) needed.push_back(task_should_compute_output(i));
+    Tensors results =
+        backward_op().call(cell, given, tensors[0], all.slice(3, states), all.slice(3 + states, weights),
+                           optional(tensors[1]), bidirectional, tensors[2], all.slice(2 + inputs), needed, 0);
+    for (std::size_t i = 0; i < inputs; ++i)
+      if (!needed[i]) results[i] = at::Tensor();
+    return results;
+  }
+};
+
+// The derivative of backward, by the incoming gradients and by everything that forward depended on. What forward
+// saved, and its output, are no sources of their own: the reference comes to them from the input again. Runs the engine
+// within the engine, which compiled autograd cannot trace: there torch says that this node does not support it.
+class LayerBackwardBackward : public LayerNode {
+ public:
+  std::vector<bool> needed;
+  std::int64_t samples = 0;
+
+  std::string name() const override { return "LayerBackwardBackward"; }
+
+  // kept: batch_sizes, then the sources: incoming gradients, input, states, weights
+  Tensors apply(Tensors&& seeds) override {
+    const NoAutocast no_autocast;
+    Tensors sources = unpack();
+    const OptionalTensor batch_sizes = optional(sources[0]);
+    sources.erase(sources.begin());
+    const bool create_graph = at::GradMode::is_enabled();
+    const at::AutoGradMode with_graph(true);
+    Tensors wanted;
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+      at::Tensor& source = sources[i];
+      if (!source.defined()) continue;
+      source = create_graph ? source.view_as(source) : source.detach();  // a path of its own to the result
+      if (!task_should_compute_output(i)) continue;
+      if (!source.requires_grad()) source.set_requires_grad(true);
+      wanted.push_back(source);
+    }
+    const auto next = sources.end() - (1 + states + weights);
+    const BackwardCall call{cell,
+                            Tensors(sources.begin(), next),
+                            *next,
+                            Tensors(next + 1, next + 1 + states),
+                            Tensors(next + 1 + states, sources.end()),
+                            batch_sizes,
+                            bidirectional,
+                            needed,
+                            samples};
+    const Tensors gradients = reference_backward(call);
+    Tensors outputs, used_seeds;
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined() || !seeds[i].defined() || !gradients[i].requires_grad()) continue;
+      outputs.push_back(gradients[i]);
+      used_seeds.push_back(seeds[i]);
+    }
+    Tensors results(sources.size());
+    if (outputs.empty() || wanted.empty()) return results;
+    const Tensors found = torch::autograd::grad(outputs, wanted, used_seeds, std::nullopt, create_graph, true);
+    auto from = found.begin();
+    for (std::size_t i = 0; i < sources.size(); ++i)
+      if (sources[i].defined() && task_should_compute_output(i)) results[i] = *from++;
+    return results;
+  }
+};
+
+// Tangents of the results, from those of the inputs.
+void add_tangents(Tensors& results, const std::string& cell, const at::Tensor& input, at::TensorList states,
+                  at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional) {
+  const Tensors dual = reference_layer(cell, input, states, weights, batch_sizes, bidirectional);
+  for (std::size_t i = 0; i < dual.size(); ++i)
+    if (has_tangent(dual[i])) results[i]._set_fw_grad(dual[i]._fw_grad(0), 0, false);
+}
 
 }  // namespace
 
-bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+bool is_differentiated(const at::Tensor& input, at::TensorList states, at::TensorList weights) {
   TORCH_CHECK(input.defined(), "input: expected a tensor, got none");
-  const auto has_tangent = [](const at::Tensor& t) { return t.defined() && t._fw_grad(0).defined(); };
-  TORCH_CHECK_NOT_IMPLEMENTED(!any_of(input, states, weights, has_tangent),
-                              "lstm_fused: forward-mode differentiation of a fused layer is not implemented");
-  const auto requires_grad = [](const at::Tensor& t) { return t.defined() && t.requires_grad(); };
-  return at::GradMode::is_enabled() && any_of(input, states, weights, requires_grad);
+  return needs_graph(input, states, weights) || any_of(input, states, weights, has_tangent);
+}
+
+std::vector<at::Tensor> forward_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
+                                         at::TensorList weights, const OptionalTensor& batch_sizes,
+                                         bool bidirectional) {
+  static const auto op = find_op<ForwardOp>("lstm_fused::forward");
+  Tensors results;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    results = op.call(cell, input, states, weights, batch_sizes, bidirectional);
+  }
+  const std::size_t visible = 1 + find_cell(cell).states();
+  if (needs_graph(input, states, weights)) {
+    const auto node = make_node<LayerBackward>();
+    node->set_next_edges(torch::autograd::collect_next_edges(input, states, weights));
+    node->cell = cell;
+    node->bidirectional = bidirectional;
+    node->states = states.size();
+    node->weights = weights.size();
+    for (std::size_t i = 0; i < visible; ++i) torch::autograd::set_history(results[i], node);
+    node->kept.reserve(3 + states.size() + weights.size() + results.size() - visible);
+    node->keep(input);
+    node->keep(batch_sizes.value_or(at::Tensor()));
+    node->keep(results[0], true);
+    node->keep(states);
+    node->keep(weights);
+    node->keep(at::TensorList(results).slice(visible));
+  }
+  if (any_of(input, states, weights, has_tangent))
+    add_tangents(results, cell, input, states, weights, batch_sizes, bidirectional);
+  return results;
 }
 
 std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                        at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional) {
+  TORCH_CHECK(input.defined(), "input: expected a tensor, got none");
   // Checked here because a tensor on another device would already have chosen another kernel.
   TORCH_CHECK(!batch_sizes.has_value() || !batch_sizes->defined() || batch_sizes->device().is_cpu(),
               "batch_sizes: expected a CPU tensor, got one on ", batch_sizes->device());
-  if (needs_graph(input, states, weights))
-    return LayerNode::apply(input, states, weights, batch_sizes, cell, bidirectional);
+  if (is_differentiated(input, states, weights)) {
+    Tensors results = forward_autograd(cell, input, states, weights, batch_sizes, bidirectional);
+    results.resize(1 + find_cell(cell).states());
+    return results;
+  }
   static const auto op = find_op<ForwardOp>("lstm_fused::layer");
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
   return op.call(cell, input, states, weights, batch_sizes, bidirectional);
+}
+
+std::vector<at::Tensor> backward_autograd(const std::string& cell, const c10::List<OptionalTensor>& grads,
+                                          const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                                          const OptionalTensor& batch_sizes, bool bidirectional,
+                                          const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
+                                          std::int64_t samples) {
+  Tensors given;
+  for (const OptionalTensor& grad : grads) given.push_back(grad.value_or(at::Tensor()));
+  const std::vector<bool> wanted(needed.begin(), needed.end());
+  if (any_of(input, states, weights, has_tangent) || std::any_of(given.begin(), given.end(), has_tangent)) {
+    Tensors results = reference_backward(
+        {cell, given, input, states.vec(), weights.vec(), batch_sizes, bidirectional, wanted, samples});
+    for (at::Tensor& result : results)
+      if (!result.defined()) result = input.new_empty({0});  // an op's results are always defined
+    return results;
+  }
+  Tensors results;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    results = backward_op().call(cell, grads, input, states, weights, batch_sizes, bidirectional, output, saved, needed,
+                                 samples);
+  }
+  if (at::GradMode::is_enabled() &&
+      (any_of(input, states, weights, requires_grad) || std::any_of(given.begin(), given.end(), requires_grad))) {
+    const auto node = make_node<LayerBackwardBackward>();
+    node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(given), input, states, weights));
+    node->cell = cell;
+    node->bidirectional = bidirectional;
+    node->states = states.size();
+    node->weights = weights.size();
+    node->needed = wanted;
+    node->samples = samples;
+    node->keep(batch_sizes.value_or(at::Tensor()));
+    node->keep(given);
+    node->keep(input);
+    node->keep(states);
+    node->keep(weights);
+    for (std::size_t i = 0; i < results.size(); ++i)
+      torch::autograd::set_history(wanted[i] ? results[i] : at::Tensor(), node);
+  }
+  return results;
 }
 
 }  // namespace lstm_fused

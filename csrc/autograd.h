@@ -1,4 +1,8 @@
-// Autograd of the layer and step ops for eager mode: a C++ node, because overhead decides the small shapes.
+// Autograd of the ops, written as torch writes that of its own: nodes that hold what they need, and kernels for the
+// Autograd key that attach them. So reverse mode to any order, forward mode and torch.func's transforms all work, and
+// an eager call pays for none of them.
+//
+// First derivatives are the fused kernels'. What only higher derivatives and tangents need comes from the reference.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,11 +13,21 @@
 
 namespace lstm_fused {
 
+// Whether a call leaves a node behind, or has tangents.
+bool is_differentiated(const at::Tensor& input, at::TensorList states, at::TensorList weights);
+
 std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                        at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
                                        bool bidirectional);
 
-// Whether a call must go through autograd. Raises where it would have to and cannot (forward mode).
-bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList weights);
+std::vector<at::Tensor> forward_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
+                                         at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
+                                         bool bidirectional);
+
+std::vector<at::Tensor> backward_autograd(const std::string& cell, const c10::List<std::optional<at::Tensor>>& grads,
+                                          const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                                          const std::optional<at::Tensor>& batch_sizes, bool bidirectional,
+                                          const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
+                                          std::int64_t samples);
 
 }  // namespace lstm_fused

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cstdint>
 #include <optional>
@@ -38,6 +39,11 @@ struct LayerShape {
 
   int weights_per_direction() const { return 2 + (bias ? 2 : 0) + (projected ? 1 : 0); }
   std::vector<std::int64_t> output_sizes() const;  // [T, B, D*P], or [N, D*P] for packed data
+};
+
+// Products inside are in the tensors' own type, also where backward runs inside an autocast region.
+class NoAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
 };
 
 LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,

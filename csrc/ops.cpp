@@ -3,7 +3,8 @@
 // `layer` is what users of the package reach; `forward` and `backward` are its kernels apart, for autograd.
 // forward returns layer's results followed by what backward needs: per direction, the activated gates [N, S*H]
 // (S = 4: i f g o, or r z n and U_n h + b_hn) in the input's dtype and, for the LSTM, c_t [N, H] in float32
-// (float64 for float64 input).
+// (float64 for float64 input). backward with `samples` sums the weights' gradients for each sample apart, [samples, *]
+// each; row b*samples + v belongs to sample v. `reference` is layer out of ATen operations.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -11,6 +12,7 @@
 #include "autograd.h"
 #include "checks.h"
 #include "cpu/layer.h"
+#include "reference.h"
 
 namespace lstm_fused {
 
@@ -18,11 +20,6 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
-
-// Products inside are in the tensors' own type, also where backward runs inside an autocast region.
-class NoAutocast {
-  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
-};
 
 Tensors layer_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                   const OptionalTensor& batch_sizes, bool bidirectional) {
@@ -38,19 +35,55 @@ Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::Tensor
                        true);
 }
 
+void check_like(const char* name, std::size_t index, const at::Tensor& tensor, at::IntArrayRef sizes,
+                at::ScalarType dtype) {
+  TORCH_CHECK(tensor.sizes() == sizes && tensor.scalar_type() == dtype, name, "[", index, "]: expected ", dtype,
+              " of shape ", sizes, ", got ", tensor.scalar_type(), " of shape ", tensor.sizes());
+}
+
+// What forward left, and gradients shaped as its results: the kernel reads all of these by their pointers.
+void check_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, const at::Tensor& output,
+                    at::TensorList saved) {
+  const std::size_t states = shape.states;
+  TORCH_CHECK(grads.size() == 1 + states, "grads: expected ", 1 + states, " tensors or None, got ", grads.size());
+  TORCH_CHECK(saved.size() == shape.D * states, "saved: expected ", shape.D * states, " tensors, got ", saved.size());
+  const at::ScalarType dtype = input.scalar_type(), compute = compute_type(input);
+  const std::vector<std::int64_t> rows = shape.output_sizes();
+  check_like("output", 0, output, rows, dtype);
+  if (grads[0].defined()) check_like("grads", 0, grads[0], rows, dtype);
+  for (std::size_t i = 1; i < grads.size(); ++i)
+    if (grads[i].defined()) check_like("grads", i, grads[i], {shape.D, shape.B, i == 1 ? shape.P : shape.H}, dtype);
+  for (std::size_t i = 0; i < saved.size(); ++i) {
+    if (i % states == 0) check_like("saved", i, saved[i], {shape.N, shape.S * shape.H}, dtype);
+    else check_like("saved", i, saved[i], {shape.N, shape.H}, compute);
+  }
+}
+
 Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
                      at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
-                     bool bidirectional, const at::Tensor& output, at::TensorList saved,
-                     const c10::List<bool>& needed) {
+                     bool bidirectional, const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
+                     std::int64_t samples) {
   const NoAutocast no_autocast;
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
   Tensors defined_grads;
   for (const OptionalTensor& grad : grads) defined_grads.push_back(grad.value_or(at::Tensor()));
   std::vector<bool> wanted;
   for (const bool want : needed) wanted.push_back(want);
+  check_backward(shape, defined_grads, input, output, saved);
   TORCH_CHECK(wanted.size() == 1 + states.size() + weights.size(), "needed: expected ",
               1 + states.size() + weights.size(), " values, got ", wanted.size());
-  Tensors results = layer_backward(shape, defined_grads, input, states, weights, output, saved, wanted);
+  Tensors results;
+  if (samples == 0) {
+    Tensors dense;  // as forward made them, unless vmap or a hook has been at them
+    for (const at::Tensor& tensor : saved) dense.push_back(tensor.contiguous());
+    results = layer_backward(shape, defined_grads, input, states, weights, output.contiguous(), dense, wanted);
+  } else {
+    TORCH_CHECK(samples > 0 && shape.B % samples == 0, "samples: expected a divisor of ", shape.B, " rows, got ",
+                samples);
+    results = reference_backward(
+        {cell, defined_grads, input, states.vec(), weights.vec(), batch_sizes, bidirectional, wanted, samples}, output,
+        saved);
+  }
   for (at::Tensor& result : results)
     if (!result.defined()) result = at::empty({0}, input.options());  // an op's results are always defined
   return results;
@@ -92,7 +125,7 @@ Tensors step_cpu(const std::string& cell, const at::Tensor& input, at::TensorLis
 }
 
 Tensors step_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
-  if (needs_graph(input, states, weights)) return step_as_layer(cell, input, states, weights);
+  if (is_differentiated(input, states, weights)) return step_as_layer(cell, input, states, weights);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::step", "").typed<decltype(step_cpu)>();
   at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -118,7 +151,9 @@ TORCH_LIBRARY(lstm_fused, m) {
   m.def("forward(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
         "-> Tensor[]");
   m.def("backward(str cell, Tensor?[] grads, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, "
-        "bool bidirectional, Tensor output, Tensor[] saved, bool[] needed) -> Tensor[]");
+        "bool bidirectional, Tensor output, Tensor[] saved, bool[] needed, int samples=0) -> Tensor[]");
+  m.def("reference(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
+        "-> Tensor[]");
   m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights) -> Tensor[]");
   m.def("isa() -> str", [] { return std::string(active_isa().name); });
   m.def("isas_compiled() -> str[]", compiled_isas);
@@ -136,10 +171,20 @@ TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("step", step_cpu);
 }
 
+TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("reference", reference_layer); }
+
 TORCH_LIBRARY_IMPL(lstm_fused, CompositeExplicitAutograd, m) { m.impl("step", step_as_layer); }
+
+// The other ops have their rules for vmap in Python; these two are made of ops that have some.
+TORCH_LIBRARY_IMPL(lstm_fused, FuncTorchBatched, m) {
+  m.impl("reference", reference_layer);
+  m.impl("step", step_as_layer);
+}
 
 TORCH_LIBRARY_IMPL(lstm_fused, Autograd, m) {
   m.impl("layer", layer_autograd);
+  m.impl("forward", forward_autograd);
+  m.impl("backward", backward_autograd);
   m.impl("step", step_autograd);
 }
 

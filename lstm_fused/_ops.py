@@ -1,9 +1,4 @@
-"""The operators ``lstm_fused::layer`` and ``lstm_fused::step``: loading, shape (fake) rules, guarded calls.
-
-Eager calls go straight to the C++ Autograd kernel, whose thin path decides the time of small shapes. That
-kernel knows reverse mode only: under a functorch transform, or with forward-mode tangents, it would drop
-derivatives without a word, so the wrappers here refuse those first.
-"""
+"""The operators ``lstm_fused::layer`` and ``lstm_fused::step``: loading, rules for shapes (fake) and vmap, calls."""
 
 from __future__ import annotations
 
@@ -13,8 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active
-from torch.autograd import forward_ad
+
+from . import _vmap
 
 GATES = {"lstm": 4, "gru": 3}  # gates a unit has: rows of a weight matrix by unit
 SAVED = 4  # values by unit and step that backward needs beside c_t: i f g o, or r z n and U_n h + b_hn
@@ -109,14 +104,19 @@ def _fake_backward(
     output: Tensor,
     saved: Sequence[Tensor],
     needed: Sequence[bool],
+    samples: int = 0,
 ) -> list[Tensor]:
-    tensors = (input, *states, *weights)
-    return [input.new_empty(t.shape if need else (0,)) for t, need in zip(tensors, needed, strict=True)]
+    shapes = [t.shape for t in (input, *states)]
+    shapes += [torch.Size((samples, *w.shape)) if samples else w.shape for w in weights]
+    return [input.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needed, strict=True)]
 
 
 torch.library.register_fake("lstm_fused::layer", _fake_layer)
 torch.library.register_fake("lstm_fused::forward", _fake_forward)
 torch.library.register_fake("lstm_fused::backward", _fake_backward)
+# Its registrations live as long as it does.
+_library = torch.library.Library("lstm_fused", "FRAGMENT")  # type: ignore[no-untyped-call]
+_vmap.register(_library)
 
 
 def layer(
@@ -144,10 +144,7 @@ def layer(
 
     Raises:
         RuntimeError: a tensor of wrong shape, dtype or device, by name.
-        NotImplementedError: under functorch transforms, or with forward-mode tangents.
     """
-    if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        _refuse_transforms(f"lstm_fused.{cell}", (input, *states, *weights))
     return _layer(cell, input, states, weights, batch_sizes, bidirectional)
 
 
@@ -157,23 +154,4 @@ def step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[T
     ``weights`` are w_ih [G*H, I], w_hh [G*H, H] and, both or neither, b_ih [G*H] and b_hh [G*H]. Raises as
     ``layer``.
     """
-    if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        _refuse_transforms(f"lstm_fused.{cell}_cell", (input, *states, *weights))
     return _step(cell, input, states, weights)
-
-
-def _refuse_transforms(name: str, tensors: Sequence[Tensor]) -> None:
-    if _are_functorch_transforms_active():
-        transform = torch._C._functorch.peek_interpreter_stack().key().name.lower()
-        raise NotImplementedError(
-            f"{name}: torch.func transforms (grad, vjp, jvp, vmap, jacrev, hessian) are not supported yet; "
-            f"this call is inside '{transform}'. Use torch.autograd (loss.backward, torch.autograd.grad), or "
-            "the layers of torch.nn (lstm_fused.revert(model))."
-        )
-    for index, tensor in enumerate(tensors):
-        if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-            raise NotImplementedError(
-                f"{name}: forward-mode differentiation (torch.autograd.forward_ad) is not supported yet; "
-                f"tensor {index} of (input, states, weights), of shape {list(tensor.shape)}, carries a "
-                "tangent. Use reverse mode, or the layers of torch.nn (lstm_fused.revert(model))."
-            )

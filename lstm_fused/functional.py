@@ -63,7 +63,6 @@ def lstm(
 
     Raises:
         TypeError, ValueError, RuntimeError: an argument of wrong kind, shape, dtype or device, by name.
-        NotImplementedError: under torch.func transforms, or with forward-mode tangents.
     """
     states = () if hx is None else _checks.pair("lstm", hx)
     p = dropout if training else 0.0

@@ -83,7 +83,6 @@ class LSTM(_Recurrent):
     Raises:
         ValueError, TypeError, RuntimeError: as ``torch.nn.LSTM`` does, naming argument, expectation and what
             came.
-        NotImplementedError: under torch.func transforms, or with forward-mode tangents.
     """
 
     @overload

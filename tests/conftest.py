@@ -39,7 +39,8 @@ def plan(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
-    """Puts back the thread count, the determinism switch and the default dtype, which tests change."""
+    """Puts back the thread count, the determinism switch and the default dtype, which tests change; draws the same."""
+    torch.manual_seed(0)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     dtype = torch.get_default_dtype()
     yield

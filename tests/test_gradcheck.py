@@ -228,18 +228,3 @@ def test_saved_tensors_are_guarded(cell: str) -> None:
         output.mul_(2)
     with pytest.raises(RuntimeError, match="modified"):
         output.sum().backward()
-
-
-@pytest.mark.parametrize("cell", cases.CELLS)
-def test_second_derivative_is_refused(cell: str) -> None:
-    """With create_graph=True the gradients are right; deriving any of them, by anything, is an error, never a zero."""
-    a = raw.arguments(Case(cell, T=3, B=2, I=4, H=5, dtype=F64))
-    outputs = a.call()
-    cotangents = [torch.randn_like(out).requires_grad_() for out in outputs]
-    wanted = torch.autograd.grad(outputs, a.tensors, cotangents, retain_graph=True)
-    grads = torch.autograd.grad(outputs, a.tensors, cotangents, create_graph=True)
-    for name, grad, first_order in zip(a.names, grads, wanted, strict=True):
-        assert torch.equal(grad, first_order), name
-        for by in (*a.tensors, *cotangents):
-            with pytest.raises(RuntimeError, match="second derivative"):
-                torch.autograd.grad(grad.sum(), by, retain_graph=True, allow_unused=True)

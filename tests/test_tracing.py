@@ -109,3 +109,27 @@ def test_opcheck_of_a_step(kind: str, given: bool) -> None:
     weights = [p.detach().requires_grad_() for p in module.parameters()]
     cell = kind.removesuffix("Cell").lower()
     torch.library.opcheck(torch.ops.lstm_fused.step.default, (cell, x, initial, weights))
+
+
+@pytest.mark.parametrize("samples", [0, B])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_opcheck_of_the_parts(kind: str, samples: int) -> None:
+    """``forward``, ``backward`` and ``reference``, which autograd and vmap call; ``backward`` is differentiable."""
+    ops, cell = torch.ops.lstm_fused, kind.lower()
+    bidirectional = samples == 0
+    module = getattr(nn, kind)(I, H, bidirectional=bidirectional, dtype=F64)
+    x = torch.randn(2, B, I, dtype=F64, requires_grad=True)
+    initial = [s.requires_grad_() for s in tensors(states(kind, 1 + bidirectional, B, H=H))]
+    weights = [p.detach().requires_grad_() for p in module.parameters()]
+    results = [r.detach() for r in ops.forward(cell, x, initial, weights, None, bidirectional)]
+    visible = 1 + len(initial)
+    grads: list[Tensor | None] = [torch.randn_like(r).requires_grad_() for r in results[:visible]]
+    grads[1] = None  # of h_n
+    needed = [True, *(k % 3 > 0 for k in range(len(initial) + len(weights)))]
+    output, saved = results[0], results[visible:]
+    if samples == 0:
+        torch.library.opcheck(ops.forward.default, (cell, x, initial, weights, None, bidirectional))
+        torch.library.opcheck(ops.reference.default, (cell, x, initial, weights, None, bidirectional))
+    torch.library.opcheck(
+        ops.backward.default, (cell, grads, x, initial, weights, None, bidirectional, output, saved, needed, samples)
+    )

@@ -1,0 +1,277 @@
+#include "reference.h"
+
+#include <ATen/ATen.h>
+
+#include "cells/all_cells.h"
+#include "checks.h"
+#include "recurrence.h"
+
+namespace lstm_fused {
+
+namespace host {
+
+template <>
+inline at::Tensor sigmoid<at::Tensor>(const at::Tensor& x) {
+  return at::sigmoid(x);
+}
+
+template <>
+inline at::Tensor tanh<at::Tensor>(const at::Tensor& x) {
+  return at::tanh(x);
+}
+
+}  // namespace host
+
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+// The element type of arithmetic, as in the kernels: float for 16-bit storage.
+at::Tensor to_compute(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.to(tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat) : tensor;
+}
+
+std::optional<at::Tensor> optional(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
+
+// The first `rows` rows, and a matrix with its first rows put in the place of them.
+at::Tensor first_rows(const at::Tensor& matrix, std::int64_t rows) {
+  return rows == matrix.size(0) ? matrix : matrix.narrow(0, 0, rows);
+}
+at::Tensor with_first_rows(const at::Tensor& rows, const at::Tensor& matrix) {
+  const std::int64_t count = rows.size(0), all = matrix.size(0);
+  return count == all ? rows : at::cat({rows, matrix.narrow(0, count, all - count)});
+}
+
+// One direction of one layer. Rows that have ended, or have not begun, keep their state.
+template <class Cell>
+class Direction {
+  static constexpr int G = Cell::gates, S = Cell::saved;
+
+ public:
+  // One step's values: [rows of the step, H], h0 [rows, P].
+  struct Step {
+    at::Tensor s[S], h0, c0, c1, unprojected;
+  };
+
+  // Gradients by data row, [N, *], and what they are multiplied with for the weights' gradients.
+  struct Gradients {
+    at::Tensor d_x, d_u;            // [N, G*H], at W x and at U h
+    at::Tensor h0;                  // [N, P]
+    at::Tensor dh, unprojected;     // [N, P], [N, H]: only with a projection
+    at::Tensor d_initial[2];        // [B, P], [B, H]
+  };
+
+  Direction(const LayerShape& shape, const at::Tensor& rows, at::TensorList states, at::TensorList weights, int index)
+      : shape(shape), index(index), x(rows) {
+    const DirectionWeights own = direction_weights(shape, weights, index);
+    w = {to_compute(own.w_ih), to_compute(own.w_hh), to_compute(own.b_ih), to_compute(own.b_hh), to_compute(own.w_hr)};
+    time = {shape.T, shape.B, index == 1, shape.batch_sizes, shape.offsets.empty() ? nullptr : shape.offsets.data()};
+    for (std::int64_t t = 0; t < shape.T; ++t) step_sizes.push_back(time.active(t));
+    const auto initial = [&](std::size_t i, std::int64_t width) {
+      return i < states.size() ? to_compute(states[i].select(0, index)) : rows.new_zeros({shape.B, width});
+    };
+    h = initial(0, shape.P);
+    if (Cell::carries_cell) c = initial(1, shape.H);
+    steps.resize(shape.T);
+  }
+
+  // Fills `steps`; leaves h_n and c_n in `h` and `c`. Returns h_t by data row, [N, P].
+  at::Tensor forward() {
+    const Tensors x_gates = by_step(at::linear(x, w.w_ih, optional(w.b_ih)));
+    Tensors output(shape.T);
+    visit([&](std::int64_t t, Step& step) {
+      const Tensors x_t = x_gates[t].chunk(G, 1);
+      const Tensors u_t = at::linear(step.h0, w.w_hh, optional(w.b_hh)).chunk(G, 1);
+      Cell::template update<at::Tensor>(x_t.data(), u_t.data(), step.h0, step.c0, step.s, step.c1);
+      step.unprojected = Cell::template output<at::Tensor>(step.s, step.h0, step.c1);
+      output[t] = shape.projected ? at::linear(step.unprojected, w.w_hr) : step.unprojected;
+      return output[t];
+    });
+    return at::cat(output);
+  }
+
+  // Fills `steps` from what forward left: h_t [N, P], the activated gates [N, S*H] and c_t [N, H].
+  void restore(const at::Tensor& output, const at::Tensor& gates, const at::Tensor& cells) {
+    const Tensors outputs = by_step(output), all_gates = by_step(gates);
+    const Tensors all_cells = Cell::carries_cell ? by_step(cells) : Tensors(shape.T);
+    visit([&](std::int64_t t, Step& step) {
+      const Tensors s = all_gates[t].chunk(S, 1);
+      std::copy(s.begin(), s.end(), step.s);
+      step.c1 = all_cells[t];
+      if (shape.projected) step.unprojected = Cell::template output<at::Tensor>(step.s, step.h0, step.c1);
+      return outputs[t];
+    });
+  }
+
+  // From gradients of h_t by data row (or undefined), h_n and c_n.
+  Gradients backward(const at::Tensor& d_output, at::Tensor dh, at::Tensor dc) {
+    const Tensors d_outputs = d_output.defined() ? by_step(d_output) : Tensors(shape.T);
+    Tensors d_x(shape.T), d_u(shape.T), h0(shape.T), d_projected(shape.T), unprojected(shape.T);
+    for (std::int64_t i = shape.T - 1; i >= 0; --i) {
+      const std::int64_t t = time.time(i), rows = step_sizes[t];
+      const Step& step = steps[t];
+      at::Tensor dh1 = first_rows(dh, rows), dc1 = dc.defined() ? first_rows(dc, rows) : dc;
+      if (d_outputs[t].defined()) dh1 = dh1 + d_outputs[t];
+      const at::Tensor d_unprojected = shape.projected ? dh1.matmul(w.w_hr) : dh1;
+      at::Tensor d[S], direct;
+      Cell::template d_output<at::Tensor>(step.s, step.h0, step.c1, d_unprojected, d, dc1, direct);
+      Cell::template d_update<at::Tensor>(step.s, step.h0, step.c0, d, dc1, direct);
+      d_x[t] = at::cat(at::TensorList(d, G), 1);
+      d_u[t] = same_columns() ? d_x[t] : recurrent_columns(d);
+      h0[t] = step.h0;
+      d_projected[t] = dh1;
+      unprojected[t] = step.unprojected;
+      at::Tensor dh0 = d_u[t].matmul(w.w_hh);
+      if (direct.defined()) dh0 = dh0 + direct;
+      dh = with_first_rows(dh0, dh);
+      if (dc.defined()) dc = with_first_rows(dc1, dc);
+    }
+    Gradients result{at::cat(d_x), {}, at::cat(h0), {}, {}, {dh, dc}};
+    result.d_u = same_columns() ? result.d_x : at::cat(d_u);
+    if (shape.projected) {
+      result.dh = at::cat(d_projected);
+      result.unprojected = at::cat(unprojected);
+    }
+    return result;
+  }
+
+  at::Tensor h, c;     // [B, P], [B, H]
+  DirectionWeights w;  // in the compute type
+
+ private:
+  // Calls f(t, step), which returns h_t [rows of t, P], in the direction's order, and carries the states from step to
+  // step.
+  template <class F>
+  void visit(const F& f) {
+    for (std::int64_t i = 0; i < shape.T; ++i) {
+      const std::int64_t t = time.time(i), rows = step_sizes[t];
+      Step& step = steps[t];
+      step.h0 = first_rows(h, rows);
+      if (Cell::carries_cell) step.c0 = first_rows(c, rows);
+      h = with_first_rows(f(t, step), h);
+      if (Cell::carries_cell) c = with_first_rows(step.c1, c);
+    }
+  }
+
+  // Whether the gradients at U h are those at W x.
+  static constexpr bool same_columns() {
+    for (int g = 0; g < G; ++g)
+      if (Cell::recurrent_column[g] != g) return false;
+    return true;
+  }
+  static at::Tensor recurrent_columns(const at::Tensor d[]) {
+    Tensors columns;
+    for (const int column : Cell::recurrent_column) columns.push_back(d[column]);
+    return at::cat(columns, 1);
+  }
+
+  // Split and not sliced: the gradient of T slices would be T sums over all rows.
+  Tensors by_step(const at::Tensor& rows) const { return to_compute(rows).split_with_sizes(step_sizes); }
+
+  const LayerShape& shape;
+  const int index;
+  const at::Tensor x;  // [N, I]
+  Sequence time;
+  std::vector<std::int64_t> step_sizes;  // [T]
+  std::vector<Step> steps;               // [T]
+};
+
+template <class Cell>
+Tensors layer(const LayerShape& shape, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
+  const at::Tensor rows = to_compute(input).reshape({shape.N, shape.I});
+  Tensors outputs, h_n, c_n;
+  for (int d = 0; d < shape.D; ++d) {
+    Direction<Cell> direction(shape, rows, states, weights, d);
+    outputs.push_back(direction.forward());
+    h_n.push_back(direction.h);
+    c_n.push_back(direction.c);
+  }
+  Tensors results = {at::cat(outputs, 1).reshape(shape.output_sizes()), at::stack(h_n)};
+  if (Cell::carries_cell) results.push_back(at::stack(c_n));
+  for (at::Tensor& result : results) result = result.to(input.scalar_type());
+  return results;
+}
+
+// Sums over data rows. With samples, rows belong to them in turn, and each has a sum of its own.
+struct RowSums {
+  std::int64_t samples;
+
+  at::Tensor apart(const at::Tensor& rows) const {
+    return rows.reshape({rows.size(0) / samples, samples, rows.size(1)});
+  }
+  at::Tensor operator()(const at::Tensor& d) const { return samples ? apart(d).sum(0) : d.sum(0); }
+  at::Tensor operator()(const at::Tensor& d, const at::Tensor& rows) const {
+    if (!samples) return d.t().matmul(rows);
+    return apart(d).permute({1, 2, 0}).matmul(apart(rows).permute({1, 0, 2}));
+  }
+};
+
+template <class Cell>
+Tensors backward(const LayerShape& shape, const BackwardCall& call, const at::Tensor& output, at::TensorList saved) {
+  const at::Tensor rows = to_compute(call.input).reshape({shape.N, shape.I});
+  const auto columns = [&](const at::Tensor& all, int d) {
+    return all.reshape({shape.N, shape.D * shape.P}).narrow(1, d * shape.P, shape.P);
+  };
+  const auto state_gradient = [&](std::size_t i, std::int64_t width, int d) {
+    return call.grads[i].defined() ? to_compute(call.grads[i].select(0, d)) : rows.new_zeros({shape.B, width});
+  };
+  const RowSums sum{call.samples};
+  const std::size_t S = call.states.size();
+  Tensors results(call.needed.size()), d_initial[2];
+  for (int d = 0; d < shape.D; ++d) {
+    Direction<Cell> direction(shape, rows, call.states, call.weights, d);
+    if (saved.empty()) direction.forward();
+    else direction.restore(columns(output, d), saved[d * shape.states], saved[(d + 1) * shape.states - 1]);
+    const auto g = direction.backward(call.grads[0].defined() ? columns(call.grads[0], d) : at::Tensor(),
+                                      state_gradient(1, shape.P, d),
+                                      Cell::carries_cell ? state_gradient(2, shape.H, d) : at::Tensor());
+    for (int i = 0; i < shape.states; ++i) d_initial[i].push_back(g.d_initial[i]);
+    if (call.needed[0]) {
+      const at::Tensor d_rows = g.d_x.matmul(direction.w.w_ih);
+      results[0] = results[0].defined() ? results[0] + d_rows : d_rows;
+    }
+    const std::size_t first = 1 + S + d * shape.weights_per_direction(), last = shape.weights_per_direction() - 1;
+    const auto want = [&](std::size_t i) { return call.needed[first + i]; };
+    if (want(0)) results[first] = sum(g.d_x, rows);
+    if (want(1)) results[first + 1] = sum(g.d_u, g.h0);
+    if (shape.bias && want(2)) results[first + 2] = sum(g.d_x);
+    if (shape.bias && want(3)) results[first + 3] = sum(g.d_u);
+    if (shape.projected && want(last)) results[first + last] = sum(g.dh, g.unprojected);
+  }
+  if (call.needed[0]) results[0] = results[0].reshape(call.input.sizes());
+  for (std::size_t i = 0; i < S; ++i)
+    if (call.needed[1 + i]) results[1 + i] = at::stack(d_initial[i]);
+  for (at::Tensor& result : results)
+    if (result.defined()) result = result.to(call.input.scalar_type());
+  return results;
+}
+
+}  // namespace
+
+std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tensor& input, at::TensorList states,
+                                        at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
+                                        bool bidirectional) {
+  const NoAutocast no_autocast;
+  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
+  Tensors results;
+  host::with_cell(cell, [&](auto cell) { results = layer<decltype(cell)>(shape, input, states, weights); });
+  return results;
+}
+
+std::vector<at::Tensor> reference_backward(const BackwardCall& call, const at::Tensor& output, at::TensorList saved) {
+  const NoAutocast no_autocast;
+  const LayerShape shape =
+      check_layer(call.cell, call.input, call.states, call.weights, call.batch_sizes, call.bidirectional);
+  TORCH_CHECK(call.grads.size() == static_cast<std::size_t>(1 + shape.states) &&
+                  call.needed.size() == 1 + call.states.size() + call.weights.size(),
+              "lstm_fused::backward: expected ", 1 + shape.states, " grads and ",
+              1 + call.states.size() + call.weights.size(), " values of needed, got ", call.grads.size(), " and ",
+              call.needed.size());
+  Tensors results;
+  host::with_cell(call.cell, [&](auto cell) { results = backward<decltype(cell)>(shape, call, output, saved); });
+  return results;
+}
+
+}  // namespace lstm_fused
