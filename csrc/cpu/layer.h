@@ -62,30 +62,37 @@ RecurrenceShape recurrence_shape(const LayerShape& shape, int element_bytes, int
                                  std::int64_t exchanged);
 Sequence sequence(const LayerShape& shape, int direction);
 
-// Packs `count` panels of every direction with all threads; pack(direction, panel) does one.
-template <class Pack>
-void pack_panels(int threads, int directions, std::int64_t count, const Pack& pack) {
-  run_team(threads, [&](int member, int members) {
-    const std::int64_t all = directions * count;
-    for (std::int64_t i = all * member / members; i < all * (member + 1) / members; ++i) pack(i / count, i % count);
-  });
-}
-
-// Runs work(direction, share, barrier) for every direction, as the plan says. Where fewer threads come than the
-// plan needs, rows are dealt to those that are there: that needs no barrier, so nothing can wait for ever.
-template <class Work>
-void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, int panel_outputs, const Work& work) {
+// Runs a layer in one visit to the threads: pack(i) for every i below `packs`, then work(direction, share, barrier) for
+// every direction, as the plan says. One thread does it all where the team does not come together.
+template <class Pack, class Work>
+void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, int panel_outputs, std::int64_t packs,
+              const Pack& pack, const Work& work) {
+  const int threads = plan.threads();
+  Barrier everybody;
+  everybody.reset(threads, patience_ns(shape, plan));
   std::deque<Barrier> barriers(plan.directions * plan.rows);
   for (Barrier& barrier : barriers) barrier.reset(plan.units, patience_ns(shape, plan));
-  run_team(plan.threads(), [&](int member, int members) {
-    const bool complete = members == plan.threads();
-    const Plan actual = complete ? plan : Plan{1, members, 1};
+
+  const auto take_part = [&](const Plan& actual, int member, Barrier& barrier) {
     const Share share = share_of(actual, member, shape, panel_units, panel_outputs);
-    Barrier alone;
-    Barrier& barrier = complete ? barriers[member / actual.units] : alone;
     const int first = member / (actual.rows * actual.units);
     for (int direction = first; direction < shape.directions; direction += actual.directions)
       work(direction, share, barrier);
+  };
+  run_team(threads, [&](int member, int members) {
+    Barrier nobody_else;
+    const bool complete = members == threads;
+    if (!complete && member > 0) return;
+    const int alone = complete ? everybody.gather(member) : member;
+    if (alone != Barrier::nobody && alone != member) return;
+    const bool together = alone == Barrier::nobody;
+    const std::int64_t begin = together ? packs * member / threads : 0;
+    const std::int64_t end = together ? packs * (member + 1) / threads : packs;
+    for (std::int64_t i = begin; i < end; ++i) pack(i);
+    if (!together) return take_part(Plan{}, 0, nobody_else);
+    const int left = everybody.wait(member);
+    if (left == Barrier::nobody) take_part(plan, member, barriers[member / plan.units]);
+    else if (left == member) take_part(Plan{}, 0, nobody_else);
   });
 }
 

@@ -35,13 +35,14 @@ struct BackwardLayer {
   const std::vector<bool>& needed;
   const at::TensorOptions compute_options = input.options().dtype(compute_type(input));
   const CellKernels<Storage> kernels = active_isa().kernels<Storage>(shape.cell);
-  const LayerSums<Storage> sums{kernels, compute_options};
+  LayerSums<Storage> sums{kernels, compute_options};
   const RecurrenceShape recurrence =
       recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel, shape.G* shape.H);
   const Plan plan = choose_plan(recurrence, this_machine(usable_threads()), forced_plan());
 
   std::vector<at::Tensor> kept;
   std::vector<BackwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};
+  std::vector<const Compute*> packed_W{static_cast<std::size_t>(shape.D)};  // for the gradient of the input
   std::vector<at::Tensor> d_gates{static_cast<std::size_t>(shape.D)}, d_projected{d_gates}, unprojected{d_gates};
 
   at::Tensor keep(at::Tensor tensor) {
@@ -90,61 +91,81 @@ struct BackwardLayer {
       a.d_projected = mutable_data<Compute>(d_projected[d]);
       a.unprojected = mutable_data<Compute>(unprojected[d]);
     }
-    if (N > 0) {
-      if (shape.T > 1 || args[0].need_dh0 || shape.projected) pack_weights();
-      run_plan(plan, recurrence, kernels.output_panel, kernels.output_panel,
-               [&](int d, const Share& share, Barrier& barrier) { kernels.backward(args[d], share, barrier); });
-    }
+    if (N > 0) run_recurrence();
     return collect(dh, dc);
   }
 
-  void pack_weights() {
+  void run_recurrence() {
     const int width = kernels.output_panel;
-    const std::int64_t K = shape.G * shape.H;
-    const std::int64_t panels = (shape.P + width - 1) / width;
-    const std::int64_t projected = shape.projected ? (shape.H + width - 1) / width : 0;
-    std::vector<const Storage*> U(shape.D), W(shape.D);
-    std::vector<Compute*> packed_U(shape.D), packed_W(shape.D);
+    struct Matrix {
+      const Storage* from;
+      std::int64_t K, outputs, panels;
+      Compute* to;
+    };
+    std::vector<Matrix> matrices;
+    std::int64_t packs = 0;
+    const auto packed = [&](const at::Tensor& matrix) {
+      const at::Tensor from = keep(matrix.contiguous());
+      const std::int64_t rows = from.size(0), outputs = from.size(1), panels = divide_up(outputs, width);
+      Compute* const to = mutable_data<Compute>(keep(at::empty({panels * rows * width}, compute_options)));
+      matrices.push_back({data<Storage>(from), rows, outputs, panels, to});
+      packs += panels;
+      return to;
+    };
     for (int d = 0; d < shape.D; ++d) {
       const DirectionWeights w = direction_weights(shape, weights, d);
-      U[d] = data<Storage>(keep(w.w_hh.contiguous()));
-      packed_U[d] = mutable_data<Compute>(keep(at::empty({panels * K * width}, compute_options)));
-      args[d].recurrent = packed_U[d];
-      if (!shape.projected) continue;
-      W[d] = data<Storage>(keep(w.w_hr.contiguous()));
-      packed_W[d] = mutable_data<Compute>(keep(at::empty({projected * shape.P * width}, compute_options)));
-      args[d].projection = packed_W[d];
+      if (shape.T > 1 || args[0].need_dh0 || shape.projected) args[d].recurrent = packed(w.w_hh);
+      if (shape.projected) args[d].projection = packed(w.w_hr);
+      if (needed[0]) packed_W[d] = packed(w.w_ih);
     }
-    pack_panels(plan.threads(), shape.D, panels + projected, [&](std::int64_t d, std::int64_t i) {
-      if (i < panels) kernels.pack_rows(U[d], shape.P, K, i, packed_U[d]);
-      else kernels.pack_rows(W[d], shape.H, shape.P, i - panels, packed_W[d]);
-    });
+    const auto pack = [&](std::int64_t i) {
+      auto matrix = matrices.begin();
+      for (; i >= matrix->panels; ++matrix) i -= matrix->panels;
+      kernels.pack_rows(matrix->from, matrix->outputs, matrix->K, i, matrix->to);
+    };
+    run_plan(plan, recurrence, width, width, packs, pack,
+             [&](int d, const Share& share, Barrier& barrier) { kernels.backward(args[d], share, barrier); });
   }
 
   // What is a product or a sum over all data rows.
   std::vector<at::Tensor> collect(const at::Tensor& dh, const at::Tensor& dc) {
-    const at::ScalarType dtype = input.scalar_type();
+    const std::int64_t gates = shape.G * shape.H;
     std::vector<at::Tensor> results(1 + states.size() + weights.size());
     const at::Tensor x = to_compute(input);
-    const at::Tensor d_input = needed[0] ? at::empty({shape.N, shape.I}, compute_options) : at::Tensor();
+    if (needed[0]) results[0] = input_gradient();
     for (int d = 0; d < shape.D; ++d) {
-      const DirectionWeights w = direction_weights(shape, weights, d);
-      const std::size_t first = 1 + states.size() + d * shape.weights_per_direction();
-      const auto want = [&](int index) { return needed[first + index]; };
-      const at::Tensor d_x = d_gates[d].narrow(1, 0, shape.G * shape.H);
-      if (needed[0]) sums.multiply_rows(d_input, d_x, w.w_ih, d > 0);
-      if (want(0)) results[first] = weight_gradient(d_x, x).to(dtype);
-      if (want(1)) results[first + 1] = recurrent_weight_gradient(d).to(dtype);
-      if (shape.bias && want(2)) results[first + 2] = sums.sum_columns(d_x).to(dtype);
-      if (shape.bias && want(3)) results[first + 3] = recurrent_bias_gradient(d).to(dtype);
+      at::Tensor* const result = &results[1 + states.size() + d * shape.weights_per_direction()];
+      const auto want = [&](int index) { return needed[result + index - results.data()]; };
       const int last = shape.weights_per_direction() - 1;
-      if (shape.projected && want(last))
-        results[first + last] = weight_gradient(d_projected[d], unprojected[d]).to(dtype);
+      const at::Tensor d_x = d_gates[d].narrow(1, 0, gates);
+      if (want(0)) result[0] = weight_gradient(d_x, x);
+      if (want(1)) result[1] = recurrent_weight_gradient(d);
+      if (shape.bias && want(2)) sum_columns(d_x, result[2] = at::empty({gates}, compute_options));
+      if (shape.bias && want(3)) result[3] = recurrent_bias_gradient(d);
+      if (shape.projected && want(last)) result[last] = weight_gradient(d_projected[d], unprojected[d]);
     }
-    if (needed[0]) results[0] = d_input.reshape(input.sizes()).to(dtype);
-    if (!states.empty() && needed[1]) results[1] = dh.to(dtype);
-    if (states.size() > 1 && needed[2]) results[2] = dc.to(dtype);
+    sums.run();
+    if (!states.empty() && needed[1]) results[1] = dh;
+    if (states.size() > 1 && needed[2]) results[2] = dc;
+    for (at::Tensor& result : results)
+      if (result.defined()) result = result.to(input.scalar_type());
     return results;
+  }
+
+  at::Tensor input_gradient() {
+    const at::Tensor d_input = at::empty({shape.N, shape.I}, compute_options);
+    if (shape.N == 0) return d_input;
+    std::vector<RowsArgs<Compute>> terms;
+    for (int d = 0; d < shape.D; ++d)
+      terms.push_back({.K = shape.G * shape.H,
+                       .outputs = shape.I,
+                       .rows = data<Compute>(d_gates[d]),
+                       .rows_ld = d_gates[d].stride(0),
+                       .packed = packed_W[d],
+                       .out = mutable_data<Compute>(d_input),
+                       .add = d > 0});
+    sums.multiply_rows(shape.N, terms);
+    return d_input;
   }
 
   // Neighbouring columns of d_gates that belong to neighbouring rows of U: f(first row / H, first column / H, count).
@@ -160,18 +181,44 @@ struct BackwardLayer {
     });
   }
 
+  // out [rows, outputs] = left [N, rows]^T right [N, outputs], and the same of a second pair if there is one.
+  void outer_sum(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right, const at::Tensor& left2 = {},
+                 const at::Tensor& right2 = {}) {
+    std::vector<OuterSumArgs<Compute>> terms;
+    for (const auto& [l, r] : {std::tie(left, right), std::tie(left2, right2)}) {
+      if (!l.defined() || l.size(0) == 0) continue;
+      keep(r);
+      terms.push_back({.N = l.size(0),
+                       .outputs = r.size(1),
+                       .left = data<Compute>(l),
+                       .left_ld = l.stride(0),
+                       .right = data<Compute>(r),
+                       .right_ld = r.stride(0),
+                       .out = mutable_data<Compute>(out),
+                       .add = !terms.empty()});
+    }
+    if (terms.empty()) at::Tensor(out).zero_();
+    else sums.outer_sum(out.size(0), terms);
+  }
+
   at::Tensor weight_gradient(const at::Tensor& d_result, const at::Tensor& source) {
     const at::Tensor gradient = at::empty({d_result.size(1), source.size(1)}, compute_options);
-    sums.outer_sum(gradient, d_result, source, false);
+    outer_sum(gradient, d_result, source);
     return gradient;
   }
 
+  void sum_columns(const at::Tensor& matrix, const at::Tensor& out) {
+    sums.sum_columns(matrix.size(0), matrix.size(1), data<Compute>(matrix), matrix.stride(0),
+                     mutable_data<Compute>(out));
+  }
+
   at::Tensor recurrent_bias_gradient(int d) {
-    std::vector<at::Tensor> parts;
-    for_recurrent_runs([&](int, int column, int count) {
-      parts.push_back(sums.sum_columns(d_gates[d].narrow(1, column * shape.H, count * shape.H)));
+    const std::int64_t H = shape.H;
+    const at::Tensor gradient = at::empty({shape.G * H}, compute_options);
+    for_recurrent_runs([&](int row, int column, int count) {
+      sum_columns(d_gates[d].narrow(1, column * H, count * H), gradient.narrow(0, row * H, count * H));
     });
-    return parts.size() == 1 ? parts[0] : at::cat(parts);
+    return gradient;
   }
 
   // dU = sum over t of dgates_t^T h_{t-1}
@@ -192,8 +239,9 @@ struct BackwardLayer {
     const at::Tensor dU = at::empty({shape.G * H, P}, compute_options);
     for_recurrent_runs([&](int row, int column, int count) {
       const at::Tensor part = dU.narrow(0, row * H, count * H);
-      sums.outer_sum(part, d_g.narrow(1, column * H, count * H), h, false);
-      if (!packed && h0.defined()) sums.outer_sum(part, d_first.narrow(1, column * H, count * H), h0, true);
+      const auto columns = [&](const at::Tensor& rows) { return rows.narrow(1, column * H, count * H); };
+      if (packed || !h0.defined()) outer_sum(part, columns(d_g), h);
+      else outer_sum(part, columns(d_g), h, columns(d_first), h0);
     });
     return dU;
   }

@@ -81,11 +81,7 @@ struct ForwardLayer {
       if (save) allocate_saved(a);
       allocate_input_gates(a);
     }
-    if (shape.N > 0) {
-      pack_weights();
-      run_plan(plan, recurrence, kernels.unit_panel, kernels.output_panel,
-               [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier); });
-    }
+    if (shape.N > 0) run_recurrence();
     std::vector<at::Tensor> results = {output, h_n.to(input.scalar_type())};
     if (c_n.defined()) results.push_back(c_n.to(input.scalar_type()));
     results.insert(results.end(), saved.begin(), saved.end());
@@ -103,7 +99,7 @@ struct ForwardLayer {
   // In training W x goes straight into the memory of the saved gates, where these have the compute type.
   void allocate_input_gates(ForwardArgs<Storage>& a) {
     const std::int64_t rows = std::max<std::int64_t>(shape.B, 1);
-    a.chunk_steps = std::min(shape.T, (chunk_rows * plan.rows + rows - 1) / rows);
+    a.chunk_steps = std::min(shape.T, divide_up(chunk_rows * plan.rows, rows));
     if constexpr (same_type) {
       if (save) {
         a.gates_in_place = true;
@@ -116,9 +112,9 @@ struct ForwardLayer {
     a.input_gates = mutable_data<Compute>(keep(at::empty({a.chunk_steps * shape.B, a.input_ld}, compute_options)));
   }
 
-  void pack_weights() {
-    const std::int64_t panels = (shape.H + kernels.unit_panel - 1) / kernels.unit_panel;
-    const std::int64_t outputs = shape.projected ? (shape.P + kernels.output_panel - 1) / kernels.output_panel : 0;
+  void run_recurrence() {
+    const std::int64_t panels = divide_up(shape.H, kernels.unit_panel);
+    const std::int64_t outputs = shape.projected ? divide_up(shape.P, kernels.output_panel) : 0;
     const std::int64_t width = shape.G * kernels.unit_panel;
     struct Direction {
       const Storage *W, *U, *W_hr;
@@ -139,13 +135,17 @@ struct ForwardLayer {
       to.W_hr = data<Storage>(keep(w.w_hr.contiguous()));
       args[d].projection = to.packed_W_hr = packed(outputs * shape.H * kernels.output_panel);
     }
-    pack_panels(plan.threads(), shape.D, 2 * panels + outputs, [&](std::int64_t d, std::int64_t i) {
-      const Direction& to = directions[d];
-      // Both matrices of a panel by one worker: where units are split, by the one that will read them.
+    // Both matrices of a panel by one worker: where units are split, by the one that will read them.
+    const std::int64_t in_a_direction = 2 * panels + outputs;
+    const auto pack = [&](std::int64_t index) {
+      const Direction& to = directions[index / in_a_direction];
+      const std::int64_t i = index % in_a_direction;
       if (i >= 2 * panels) kernels.pack_columns(to.W_hr, shape.P, shape.H, i - 2 * panels, to.packed_W_hr);
       else if (i % 2 == 0) kernels.pack_gates(to.W, shape.H, shape.I, i / 2, to.packed_W);
       else kernels.pack_gates(to.U, shape.H, shape.P, i / 2, to.packed_U);
-    });
+    };
+    run_plan(plan, recurrence, kernels.unit_panel, kernels.output_panel, shape.D * in_a_direction, pack,
+             [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier); });
   }
 };
 

@@ -1,8 +1,10 @@
-// Backward's products over all data rows, as tensors: allocation, packing, and the split over threads, which never
-// changes a result.
+// Backward's products over all data rows, cut into tasks that threads take as they come. How they are cut and who takes
+// which changes no result.
 #pragma once
 
 #include <ATen/ops/empty.h>
+
+#include <functional>
 
 #include "layer.h"
 
@@ -16,77 +18,63 @@ class LayerSums {
   LayerSums(const CellKernels<Storage>& kernels, const at::TensorOptions& compute_options)
       : kernels(kernels), options(compute_options) {}
 
-  // out [N, outputs] = rows [N, K] weights [K, outputs], or += with `add`.
-  void multiply_rows(const at::Tensor& out, const at::Tensor& rows, const at::Tensor& weights, bool add) const {
-    const std::int64_t N = rows.size(0), K = rows.size(1), outputs = weights.size(1), width = kernels.output_panel;
-    const std::int64_t panels = (outputs + width - 1) / width;
-    const int threads = useful_threads(N * K * outputs);
-    const at::Tensor matrix = weights.contiguous(), packed = at::empty({panels * K * width}, options);
-    pack_panels(threads, 1, panels, [&](std::int64_t, std::int64_t i) {
-      kernels.pack_rows(data<Storage>(matrix), outputs, K, i, mutable_data<Compute>(packed));
-    });
-    RowsArgs<Compute> args;
-    args.K = K;
-    args.outputs = outputs;
-    args.rows = data<Compute>(rows);
-    args.rows_ld = rows.stride(0);
-    args.packed = data<Compute>(packed);
-    args.out = mutable_data<Compute>(out);
-    args.add = add;
-    const bool split_rows = N >= 32 * threads;  // else the panels: a few rows are one tile
-    run_team(threads, [&](int member, int members) {
-      const auto bound = [&](std::int64_t all, bool split, int part) { return split ? all * part / members : all; };
-      kernels.multiply_rows(args, split_rows ? bound(N, true, member) : 0, bound(N, split_rows, member + 1),
-                            split_rows ? 0 : bound(panels, true, member), bound(panels, !split_rows, member + 1));
-    });
-  }
-
-  // out [rows, outputs] = left^T right, or += with `add`; left [N, rows] and right [N, outputs].
-  void outer_sum(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right, bool add) const {
-    const std::int64_t N = left.size(0), rows = left.size(1), outputs = right.size(1);
-    if (N == 0) {
-      if (!add) at::Tensor(out).zero_();
-      return;
+  // out [N, outputs] = the sum over `terms` of rows [N, K] times packed weights.
+  void multiply_rows(std::int64_t N, std::vector<RowsArgs<Compute>> terms) {
+    constexpr std::int64_t block = 96;  // rows: a multiple of every tile's
+    const std::int64_t outputs = terms[0].outputs, panels = divide_up(outputs, kernels.output_panel);
+    for (const RowsArgs<Compute>& term : terms) multiply_adds += N * term.K * outputs;
+    // Few rows make one tile, so their panels are dealt out instead.
+    const bool by_rows = N >= 2 * block;
+    const std::int64_t count = by_rows ? divide_up(N, block) : std::min<std::int64_t>(panels, 8);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto part = [=](std::int64_t all, std::int64_t index) { return all * index / count; };
+      const std::int64_t row_begin = by_rows ? i * block : 0, row_end = by_rows ? std::min(N, row_begin + block) : N;
+      const std::int64_t panel_begin = by_rows ? 0 : part(panels, i),
+                         panel_end = by_rows ? panels : part(panels, i + 1);
+      tasks.push_back([=, multiply = kernels.multiply_rows](Compute*) {
+        for (const RowsArgs<Compute>& term : terms) multiply(term, row_begin, row_end, panel_begin, panel_end);
+      });
     }
-    OuterSumArgs<Compute> args;
-    args.N = N;
-    args.outputs = outputs;
-    args.left = data<Compute>(left);
-    args.left_ld = left.stride(0);
-    args.right = data<Compute>(right);
-    args.right_ld = right.stride(0);
-    args.out = mutable_data<Compute>(out);
-    args.add = add;
-    const int threads = useful_threads(N * rows * outputs);
-    const at::Tensor scratch = at::empty({threads, kernels.outer_sum_scratch}, options);
-    run_team(threads, [&](int member, int members) {
-      kernels.outer_sum(args, mutable_data<Compute>(scratch) + member * kernels.outer_sum_scratch,
-                        rows * member / members, rows * (member + 1) / members);
-    });
   }
 
-  // [columns] of a matrix [rows, columns]
-  at::Tensor sum_columns(const at::Tensor& matrix) const {
-    constexpr std::int64_t together = 64;  // columns: some cache lines of every row
-    const std::int64_t rows = matrix.size(0), columns = matrix.size(1), blocks = (columns + together - 1) / together;
-    const at::Tensor sums = at::empty({columns}, options);
-    run_team(useful_threads(16 * rows * columns), [&](int member, int members) {
-      const auto bound = [&](int part) { return std::min(columns, blocks * part / members * together); };
-      kernels.sum_columns(data<Compute>(matrix), rows, matrix.stride(0), bound(member), bound(member + 1),
-                          mutable_data<Compute>(sums));
+  // out [rows, outputs] = the sum over `terms` of left^T right; left [N, rows] and right [N, outputs].
+  void outer_sum(std::int64_t rows, std::vector<OuterSumArgs<Compute>> terms) {
+    constexpr std::int64_t least = 48, most_tasks = 16;  // fewer rows would not repay rearranging `right`
+    for (const OuterSumArgs<Compute>& term : terms) multiply_adds += term.N * rows * term.outputs;
+    const std::int64_t count = std::clamp<std::int64_t>(rows / least, 1, most_tasks);
+    for (std::int64_t i = 0; i < count; ++i)
+      tasks.push_back([=, sum = kernels.outer_sum](Compute* scratch) {
+        for (const OuterSumArgs<Compute>& term : terms) sum(term, scratch, rows * i / count, rows * (i + 1) / count);
+      });
+  }
+
+  // sums[j] = the sum of column j of a matrix [N, ld], for j < columns
+  void sum_columns(std::int64_t N, std::int64_t columns, const Compute* matrix, std::int64_t ld, Compute* sums) {
+    constexpr std::int64_t together = 256;  // columns: some cache lines of every row
+    multiply_adds += 8 * N * columns;
+    for (std::int64_t begin = 0; begin < columns; begin += together)
+      tasks.push_back([=, sum = kernels.sum_columns](Compute*) {
+        sum(matrix, N, ld, begin, std::min(columns, begin + together), sums);
+      });
+  }
+
+  void run() {
+    constexpr std::int64_t worthwhile = 200'000;  // multiply-adds: some microseconds for each thread
+    const int threads = static_cast<int>(std::clamp<std::int64_t>(multiply_adds / worthwhile, 1, usable_threads()));
+    const at::Tensor scratch = at::empty({threads, kernels.outer_sum_scratch}, options);
+    Compute* const base = mutable_data<Compute>(scratch);
+    std::atomic<std::size_t> next{0};
+    run_team(threads, [&](int member, int) {
+      for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();)
+        tasks[i](base + member * kernels.outer_sum_scratch);
     });
-    return sums;
   }
 
  private:
-  // Threads worth waking for so many multiply-adds: each should have some microseconds of work.
-  static int useful_threads(std::int64_t multiply_adds) {
-    constexpr std::int64_t worthwhile = 200'000;
-    return static_cast<int>(std::clamp<std::int64_t>(multiply_adds / worthwhile, 1, usable_threads()));
-  }
-
   const CellKernels<Storage>& kernels;
   const at::TensorOptions options;
+  std::vector<std::function<void(Compute* scratch)>> tasks;
+  std::int64_t multiply_adds = 0;
 };
 
 }  // namespace lstm_fused

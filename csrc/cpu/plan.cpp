@@ -25,8 +25,6 @@ double bytes_per_cycle(const Machine& machine, double bytes) {
   return 4;
 }
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 std::int64_t cache_bytes(int name, std::int64_t fallback) {
   const long bytes = sysconf(name);
   return bytes > 0 ? bytes : fallback;

@@ -8,6 +8,8 @@
 
 namespace lstm_fused {
 
+inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 struct RecurrenceShape {
   std::int64_t steps, batch, hidden, recurrent;  // T, B, H, P
   int gates;                                     // G

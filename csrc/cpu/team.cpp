@@ -50,6 +50,35 @@ void Barrier::reset(int members, std::int64_t patience_ns) {
   patience_ns_ = patience_ns;
 }
 
+// Spins, then yields; false if `done` does not come true within the patience.
+template <class Done>
+bool Barrier::wait_until(Done done, std::int64_t patience_ns) {
+  // About 10 to 20 us of spinning: far above the imbalance of a small step, far below a scheduler's time slice.
+  for (int spin = 0; spin < 500; ++spin) {
+    if (done()) return true;
+    pause_briefly();
+  }
+  const auto end = std::chrono::steady_clock::now() + std::chrono::nanoseconds(patience_ns);
+  while (std::chrono::steady_clock::now() < end) {
+    if (done()) return true;
+    sched_yield();
+  }
+  return done();
+}
+
+int Barrier::gather(int member) {
+  constexpr int closed = 1 << 30;
+  if (members_ == 1) return nobody;
+  int there = gathered_.load(std::memory_order_acquire);
+  do {
+    if (there >= closed) return somebody;
+  } while (!gathered_.compare_exchange_weak(there, there + 1, std::memory_order_acq_rel));
+  wait_until([&] { return (there = gathered_.load(std::memory_order_acquire)) >= members_; }, patience_ns_ / 4);
+  while (there < members_)
+    if (gathered_.compare_exchange_weak(there, closed, std::memory_order_acq_rel)) return member;
+  return there == members_ ? nobody : somebody;
+}
+
 void Barrier::wait_for_others(int member) {
   const int generation = generation_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
@@ -59,17 +88,7 @@ void Barrier::wait_for_others(int member) {
     generation_.notify_all();
     return;
   }
-  const auto passed = [&] { return generation_.load(std::memory_order_acquire) != generation; };
-  // About 10 to 20 us of spinning: far above the imbalance of a small step, far below a scheduler's time slice.
-  for (int spin = 0; spin < 500; ++spin) {
-    if (passed()) return;
-    pause_briefly();
-  }
-  const auto start = std::chrono::steady_clock::now();
-  while (std::chrono::steady_clock::now() - start < std::chrono::nanoseconds(patience_ns_)) {
-    if (passed()) return;
-    sched_yield();
-  }
+  if (wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; }, patience_ns_)) return;
   int first = nobody;
   waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed);
   generation_.wait(generation, std::memory_order_acquire);

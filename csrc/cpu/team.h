@@ -14,10 +14,15 @@ namespace lstm_fused {
 // core.
 class Barrier {
  public:
-  static constexpr int nobody = -1;
+  static constexpr int nobody = -1, somebody = -2;
 
   // `patience`: how long to wait before the team breaks up, well above the time of a step.
   void reset(int members, std::int64_t patience_ns);
+
+  // The first meeting, where a member may be long in coming. `nobody` once all are there; or, if that takes more than a
+  // quarter of the patience, one who was waiting goes on alone, whose number it gets, and the others get one that is no
+  // member's, whenever they come.
+  int gather(int member);
 
   // `nobody`, or the member that goes on alone: then all others are done.
   int wait(int member) {
@@ -28,7 +33,10 @@ class Barrier {
 
  private:
   void wait_for_others(int member);
+  template <class Done>
+  static bool wait_until(Done done, std::int64_t patience_ns);
 
+  std::atomic<int> gathered_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> generation_{0};
   std::atomic<int> alone_{nobody};    // decided by the last to arrive, read by all after it
