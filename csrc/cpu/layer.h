@@ -62,6 +62,12 @@ RecurrenceShape recurrence_shape(const LayerShape& shape, int element_bytes, int
                                  std::int64_t exchanged);
 Sequence sequence(const LayerShape& shape, int direction);
 
+// The plan for a call now: the machine's, as asked for, or serial while another process takes our threads' time.
+inline Plan current_plan(const RecurrenceShape& shape) {
+  const Plan plan = choose_plan(shape, this_machine(usable_threads()), forced_plan());
+  return plan.units > 1 && forced_plan().empty() && contended() ? Plan{} : plan;
+}
+
 // Runs a layer in one visit to the threads: pack(i) for every i below `packs`, then work(direction, share, barrier) for
 // every direction, as the plan says. One thread does it all where the team does not come together.
 template <class Pack, class Work>
@@ -79,20 +85,28 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
     for (int direction = first; direction < shape.directions; direction += actual.directions)
       work(direction, share, barrier);
   };
-  run_team(threads, [&](int member, int members) {
+  const auto all_alone = [&](std::int64_t packed) {
     Barrier nobody_else;
-    const bool complete = members == threads;
-    if (!complete && member > 0) return;
-    const int alone = complete ? everybody.gather(member) : member;
-    if (alone != Barrier::nobody && alone != member) return;
-    const bool together = alone == Barrier::nobody;
-    const std::int64_t begin = together ? packs * member / threads : 0;
-    const std::int64_t end = together ? packs * (member + 1) / threads : packs;
-    for (std::int64_t i = begin; i < end; ++i) pack(i);
-    if (!together) return take_part(Plan{}, 0, nobody_else);
-    const int left = everybody.wait(member);
-    if (left == Barrier::nobody) take_part(plan, member, barriers[member / plan.units]);
-    else if (left == member) take_part(Plan{}, 0, nobody_else);
+    for (std::int64_t i = packed; i < packs; ++i) pack(i);
+    take_part(Plan{}, 0, nobody_else);
+  };
+  run_team(threads, [&](int member, int members) {
+    if (members < threads) {
+      if (member == 0) all_alone(0);
+      return;
+    }
+    int alone = everybody.gather(member);
+    if (alone == Barrier::nobody) {
+      for (std::int64_t i = packs * member / threads; i < packs * (member + 1) / threads; ++i) pack(i);
+      alone = everybody.wait(member);
+      if (alone == member) all_alone(packs);
+    } else if (alone == member) {
+      all_alone(0);
+    }
+    if (alone != Barrier::nobody) return everybody.part(alone == member);
+    Barrier& barrier = barriers[member / plan.units];
+    take_part(plan, member, barrier);
+    if (barrier.left_alone() != Barrier::nobody) barrier.part(barrier.left_alone() == member % plan.units);
   });
 }
 

@@ -38,7 +38,7 @@ struct BackwardLayer {
   LayerSums<Storage> sums{kernels, compute_options};
   const RecurrenceShape recurrence =
       recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel, shape.G* shape.H);
-  const Plan plan = choose_plan(recurrence, this_machine(usable_threads()), forced_plan());
+  const Plan plan = current_plan(recurrence);
 
   std::vector<at::Tensor> kept;
   std::vector<BackwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};

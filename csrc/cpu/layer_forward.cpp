@@ -34,10 +34,9 @@ struct ForwardLayer {
                           compute_options = input.options().dtype(compute_type(input));
   const IsaKernels& isa = active_isa();
   const CellKernels<Storage> kernels = isa.kernels<Storage>(shape.cell);
-  const int threads = usable_threads();
   const RecurrenceShape recurrence =
       recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.unit_panel, shape.P);
-  const Plan plan = choose_plan(recurrence, this_machine(threads), forced_plan());
+  const Plan plan = current_plan(recurrence);
 
   std::vector<at::Tensor> kept;  // tensors that args point into
   std::vector<ForwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};

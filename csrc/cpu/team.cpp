@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 
 #ifdef LSTM_FUSED_STD_THREADS  // sanitizers do not see into OpenMP's synchronisation
@@ -40,6 +41,22 @@ class FlushSubnormals {
 #endif
 };
 
+// When a team may be tried again, and the pause before that; both in nanoseconds, races between callers do no harm.
+std::atomic<std::int64_t> try_again{0}, pause_length{0};
+
+std::int64_t now_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+void note_break_up() {
+  constexpr std::int64_t shortest = 16'000'000, longest = 256'000'000;  // some time slices, and a blink
+  const std::int64_t now = now_ns(), last = pause_length.load(), since = now - try_again.load();
+  const std::int64_t next = since < 2 * last ? std::min(2 * last, longest) : shortest;
+  pause_length = next;
+  try_again = now + next;
+}
+
 std::atomic<bool> forked{false};
 const int register_fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
@@ -58,8 +75,8 @@ bool Barrier::wait_until(Done done, std::int64_t patience_ns) {
     if (done()) return true;
     pause_briefly();
   }
-  const auto end = std::chrono::steady_clock::now() + std::chrono::nanoseconds(patience_ns);
-  while (std::chrono::steady_clock::now() < end) {
+  const std::int64_t end = now_ns() + patience_ns;
+  while (now_ns() < end) {
     if (done()) return true;
     sched_yield();
   }
@@ -73,9 +90,12 @@ int Barrier::gather(int member) {
   do {
     if (there >= closed) return somebody;
   } while (!gathered_.compare_exchange_weak(there, there + 1, std::memory_order_acq_rel));
-  wait_until([&] { return (there = gathered_.load(std::memory_order_acquire)) >= members_; }, patience_ns_ / 4);
+  wait_until([&] { return (there = gathered_.load(std::memory_order_acquire)) >= members_; }, patience_ns_);
   while (there < members_)
-    if (gathered_.compare_exchange_weak(there, closed, std::memory_order_acq_rel)) return member;
+    if (gathered_.compare_exchange_weak(there, closed, std::memory_order_acq_rel)) {
+      note_break_up();
+      return member;
+    }
   return there == members_ ? nobody : somebody;
 }
 
@@ -85,14 +105,25 @@ void Barrier::wait_for_others(int member) {
     arrived_.store(0, std::memory_order_relaxed);
     alone_.store(waiting_.load(std::memory_order_relaxed), std::memory_order_relaxed);
     generation_.store(generation + 1, std::memory_order_release);
-    generation_.notify_all();
     return;
   }
-  if (wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; }, patience_ns_)) return;
+  const auto passed = [&] { return generation_.load(std::memory_order_acquire) != generation; };
+  if (wait_until(passed, patience_ns_)) return;
   int first = nobody;
-  waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed);
-  generation_.wait(generation, std::memory_order_acquire);
+  if (waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed)) note_break_up();
+  while (!passed()) sched_yield();
 }
+
+void Barrier::part(bool went_on) {
+  if (went_on) {
+    finished_.store(1, std::memory_order_release);
+    finished_.notify_all();
+  } else {
+    finished_.wait(0, std::memory_order_acquire);
+  }
+}
+
+bool contended() { return now_ns() < try_again.load(std::memory_order_relaxed); }
 
 bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
 

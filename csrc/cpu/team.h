@@ -10,8 +10,8 @@ namespace lstm_fused {
 // All members must arrive before any goes on. A waiting thread spins briefly, then yields its core: with more threads
 // than cores the one it waits for may be the one that it keeps from running. If that is not enough, another process has
 // the core, for whole time slices and for many steps to come: then the team breaks up as soon as all have arrived, and
-// the one who waited does the rest alone. It sleeps until then, so that the scheduler may move the late one to its
-// core.
+// the one who waited does the rest alone. (Sleeping instead of yielding was tried: the late thread is then moved to the
+// waiting one's core, and the two take turns there.)
 class Barrier {
  public:
   static constexpr int nobody = -1, somebody = -2;
@@ -19,9 +19,9 @@ class Barrier {
   // `patience`: how long to wait before the team breaks up, well above the time of a step.
   void reset(int members, std::int64_t patience_ns);
 
-  // The first meeting, where a member may be long in coming. `nobody` once all are there; or, if that takes more than a
-  // quarter of the patience, one who was waiting goes on alone, whose number it gets, and the others get one that is no
-  // member's, whenever they come.
+  // The first meeting, where a member may be long in coming. `nobody` once all are there; or, where
+  // patience ends first, one who was waiting goes on alone: it gets its own number, and the others, whenever they come,
+  // one that is no member's.
   int gather(int member);
 
   // `nobody`, or the member that goes on alone: then all others are done.
@@ -29,6 +29,10 @@ class Barrier {
     if (members_ > 1 && left_alone() == nobody) wait_for_others(member);
     return left_alone();
   }
+  // The end of a team that broke up. The others sleep until the one who went on is done: awake, they might take its
+  // processor only to wait for it elsewhere.
+  void part(bool went_on);
+
   int left_alone() const { return alone_.load(std::memory_order_relaxed); }
 
  private:
@@ -41,6 +45,7 @@ class Barrier {
   alignas(64) std::atomic<int> generation_{0};
   std::atomic<int> alone_{nobody};    // decided by the last to arrive, read by all after it
   std::atomic<int> waiting_{nobody};  // the first that ran out of patience
+  std::atomic<int> finished_{0};
   int members_ = 1;
   std::int64_t patience_ns_ = 0;
 };
@@ -48,6 +53,10 @@ class Barrier {
 // Calls work(member, members) on up to `wanted` threads at once. `members` is how many came: fewer inside
 // another parallel region, and one in a forked child, where the parent's pool does not exist any more.
 void run_team(int wanted, const std::function<void(int member, int members)>& work);
+
+// Whether teams broke up lately, so that threads which wait for one another are not worth having now. The answer is yes
+// for a few milliseconds after the first time, and for longer each time that happens again soon after.
+bool contended();
 
 // In a forked child every thread pool is gone; nothing may start one.
 bool in_forked_child();
