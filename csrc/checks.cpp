@@ -75,6 +75,7 @@ void check_weights(const at::Tensor& input, at::TensorList weights, LayerShape& 
   TORCH_CHECK(shape.projected || shape.P == shape.H, weight_name(1, per_direction), ": expected shape [", shape.G,
               "*H, H] without a projection, got ", w_hh.sizes());
   shape.I = input.size(-1);
+  TORCH_CHECK(shape.I > 0, "input: expected at least one value a step, got shape ", input.sizes());
   for (int i = 0; i < count; ++i) {
     const auto name = [&] { return weight_name(i, per_direction); };
     const int within = i % per_direction;

@@ -62,22 +62,3 @@ def arguments(case: Case, seed: int = 0, requires_grad: bool = True) -> Argument
         case.bidirectional,
         ["input", *state_names, *given.parameters],
     )
-
-
-def exact_projection(a: Arguments) -> Arguments:
-    """The same layer with an input projection, and a gradient of the input, that no order of summation can change.
-
-    Inputs are multiples of 1/8 of size at most 2 and biases of 1/16, so that sums of a few of them are exact; each
-    column of W_ih holds a single 1, so that dx = dgates W_ih has one term an element. Whatever bits a vendor GEMM may
-    choose elsewhere, these come out the same, and what is left is what our own kernels compute.
-    """
-    with torch.no_grad():
-        a.input.copy_((a.input * 8).round().clamp(-16, 16) / 8)
-        for name, tensor in zip(a.names, a.tensors, strict=True):
-            if name.startswith("weight_ih"):
-                gates, inputs = tensor.shape
-                tensor.zero_()
-                tensor[torch.arange(inputs) * 5 % gates, torch.arange(inputs)] = 1.0
-            elif name.startswith("bias"):
-                tensor.copy_((tensor * 16).round() / 16)
-    return a

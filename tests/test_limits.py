@@ -41,7 +41,7 @@ def test_seventy_thousand_steps(cell: str) -> None:
 def test_seventy_thousand_steps_in_parts(cell: str, packed: bool, plan: str) -> None:
     """The same length in one run and in seven that hand on their state: the same bits, and the same gradients."""
     case = Case(cell, T=70_000, B=2, I=2, H=20, dtype=torch.float64)
-    a = raw.exact_projection(raw.arguments(case))
+    a = raw.arguments(case)
     whole = a if not packed else flat(a)
     outputs, parts, states = whole.call(), [], a.states
     for chunk in a.input.split(10_000):
@@ -101,7 +101,7 @@ def test_gates_past_two_to_the_31(cell: str, packed: bool) -> None:
     """Saved gates and their gradients of more than 2^31 elements: a long sequence against parts of itself."""
     H = 16
     T = 2**31 // (4 * H) + 5000
-    a = raw.exact_projection(raw.arguments(Case(cell, T=1, B=1, I=1, H=H, dtype=torch.bfloat16)))
+    a = raw.arguments(Case(cell, T=1, B=1, I=1, H=H, dtype=torch.bfloat16))
     for tensor in (*a.states, *a.weights):
         tensor.requires_grad_(False)
     x = (torch.randint(-16, 17, (T, 1, 1), generator=torch.Generator().manual_seed(0)) / 8).bfloat16()

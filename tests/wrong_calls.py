@@ -128,6 +128,11 @@ def layer_sweep() -> Iterator[Wrong]:
         for count in {1, 2, 3} - {len(a.states)}:
             states = (a.states * 3)[:count]
             yield Wrong(f"{name}-{count}states", replace(a, states=states).call, ("states",), (rf"got {count}\b",))
+        narrow = [
+            w[:, :0] if "weight_ih" in n else w for n, w in zip(a.names[1 + len(a.states) :], a.weights, strict=True)
+        ]
+        empty = replace(a, input=a.input[..., :0], weights=narrow)
+        yield Wrong(f"{name}-no-inputs", empty.call, ("input",), (r"at least one value",))
         for cell in ("", "LSTM", "rnn", "lstm\0gru", "ł" * 100):
             yield Wrong(f"{name}-cell{cell[:4]!r}", replace(a, cell=cell).call, ("cell",), ("lstm", "gru"))
 

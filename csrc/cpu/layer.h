@@ -1,4 +1,4 @@
-// The CPU layer as PyTorch sees it: tensors in, tensors out. Allocation, vendor GEMMs and the choice of
+// The CPU layer as PyTorch sees it: tensors in, tensors out. Allocation, packing and the choice of
 // plan happen here; the recurrence itself is in forward.h and backward.h.
 #pragma once
 
@@ -69,15 +69,17 @@ inline Plan current_plan(const RecurrenceShape& shape) {
 }
 
 // Runs a layer in one visit to the threads: pack(i) for every i below `packs`, then work(direction, share, barrier) for
-// every direction, as the plan says. One thread does it all where the team does not come together.
+// every direction, as the plan says. One thread does it all where the team does not come together. `apart_ns`: for
+// patience_ns.
 template <class Pack, class Work>
-void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, int panel_outputs, std::int64_t packs,
-              const Pack& pack, const Work& work) {
+void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, int panel_outputs, double apart_ns,
+              std::int64_t packs, const Pack& pack, const Work& work) {
   const int threads = plan.threads();
   Barrier everybody;
-  everybody.reset(threads, patience_ns(shape, plan));
+  const std::int64_t patience = patience_ns(shape, plan, apart_ns);
+  everybody.reset(threads, patience);
   std::deque<Barrier> barriers(plan.directions * plan.rows);
-  for (Barrier& barrier : barriers) barrier.reset(plan.units, patience_ns(shape, plan));
+  for (Barrier& barrier : barriers) barrier.reset(plan.units, patience);
 
   const auto take_part = [&](const Plan& actual, int member, Barrier& barrier) {
     const Share share = share_of(actual, member, shape, panel_units, panel_outputs);

@@ -123,7 +123,8 @@ struct BackwardLayer {
       for (; i >= matrix->panels; ++matrix) i -= matrix->panels;
       kernels.pack_rows(matrix->from, matrix->outputs, matrix->K, i, matrix->to);
     };
-    run_plan(plan, recurrence, width, width, packs, pack,
+    const double apart_ns = static_cast<double>(shape.G * shape.H * (shape.I + shape.P) * shape.D) / plan.threads();
+    run_plan(plan, recurrence, width, width, apart_ns, packs, pack,
              [&](int d, const Share& share, Barrier& barrier) { kernels.backward(args[d], share, barrier); });
   }
 

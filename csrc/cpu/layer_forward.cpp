@@ -143,7 +143,10 @@ struct ForwardLayer {
       else if (i % 2 == 0) kernels.pack_gates(to.W, shape.H, shape.I, i / 2, to.packed_W);
       else kernels.pack_gates(to.U, shape.H, shape.P, i / 2, to.packed_U);
     };
-    run_plan(plan, recurrence, kernels.unit_panel, kernels.output_panel, shape.D * in_a_direction, pack,
+    const double gates = static_cast<double>(shape.G * shape.H) / plan.units;  // of one worker
+    const double apart_ns = gates * (shape.I + shape.P) * shape.D / plan.rows +  // packing, at a nanosecond an element
+                            product_ns(gates * shape.I * args[0].chunk_steps * shape.B / plan.rows, recurrence.lanes);
+    run_plan(plan, recurrence, kernels.unit_panel, kernels.output_panel, apart_ns, shape.D * in_a_direction, pack,
              [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier); });
   }
 };

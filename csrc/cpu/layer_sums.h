@@ -60,7 +60,9 @@ class LayerSums {
 
   void run() {
     constexpr std::int64_t worthwhile = 200'000;  // multiply-adds: some microseconds for each thread
-    const std::int64_t most = contended() ? 1 : usable_threads();
+    // Another process's time slice is no longer than this many; more are worth sharing even then.
+    constexpr std::int64_t slice = 200'000'000;
+    const std::int64_t most = contended() && multiply_adds < slice ? 1 : usable_threads();
     const int threads = static_cast<int>(std::clamp<std::int64_t>(multiply_adds / worthwhile, 1, most));
     const at::Tensor scratch = at::empty({threads, kernels.outer_sum_scratch}, options);
     Compute* const base = mutable_data<Compute>(scratch);

@@ -41,8 +41,12 @@ double estimate(const RecurrenceShape& shape, const Machine& machine, const Plan
 // The plan of least estimated time, or the one that `forced` names: "rows", "units" or "serial".
 Plan choose_plan(const RecurrenceShape& shape, const Machine& machine, const std::string& forced);
 
-// How long workers wait for one another before they take the missing one to have lost its core.
-std::int64_t patience_ns(const RecurrenceShape& shape, const Plan& plan);
+// How long workers wait for one another before they take the missing one to have lost its core. `apart_ns` is what one
+// of them does between two meetings beside a step: packing, or the input's product.
+std::int64_t patience_ns(const RecurrenceShape& shape, const Plan& plan, double apart_ns);
+
+// Estimated nanoseconds of so many multiply-adds on one thread.
+double product_ns(double multiply_adds, int lanes);
 
 // The part of worker `member` (of plan.threads()) within its direction.
 Share share_of(const Plan& plan, int member, const RecurrenceShape& shape, int panel_units, int panel_outputs);

@@ -8,6 +8,28 @@
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
 
+// Lane i of the result is the sum of the lanes of a[i]. At each stage two vectors become one: a lane and its neighbour
+// at distance `block` are added, and the sums of one vector take the lanes without that bit, those of the other the
+// lanes with it.
+template <class V>
+LSTM_FUSED_INLINE V sum_lanes(V (&a)[lanes<V>]) {
+  if constexpr (lanes<V> > 1) {
+    const auto stage = [&]<int block, int... j>(std::integral_constant<int, block>, std::integer_sequence<int, j...>) {
+      constexpr int n = lanes<V>;
+#pragma GCC unroll 16
+      for (int i = 0; i < n / (2 * block); ++i)
+        a[i] = __builtin_shufflevector(a[2 * i], a[2 * i + 1], (j & block ? n + j - block : j)...) +
+               __builtin_shufflevector(a[2 * i], a[2 * i + 1], (j & block ? n + j : j + block)...);
+    };
+    const auto lane = std::make_integer_sequence<int, lanes<V>>{};
+    stage(std::integral_constant<int, 1>{}, lane);
+    if constexpr (lanes<V> > 2) stage(std::integral_constant<int, 2>{}, lane);
+    if constexpr (lanes<V> > 4) stage(std::integral_constant<int, 4>{}, lane);
+    if constexpr (lanes<V> > 8) stage(std::integral_constant<int, 8>{}, lane);
+  }
+  return a[0];
+}
+
 template <class Cell, class Storage>
 class Step {
   using Compute = compute_t<Storage>;
@@ -47,11 +69,7 @@ class Step {
         const V value = load<V>(source + b * K + whole, rest);
         for (int i = 0; i < L; ++i) sums[i] += load<V>(row[i] + whole, rest) * value;
       }
-      transpose<V>(sums);
-#pragma GCC unroll 16
-      for (int width = L / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
-      out[b] = sums[0];
+      out[b] = sum_lanes<V>(sums);
     }
   }
 

@@ -52,6 +52,7 @@ std::int64_t now_ns() {
 void note_break_up() {
   constexpr std::int64_t shortest = 16'000'000, longest = 256'000'000;  // some time slices, and a blink
   const std::int64_t now = now_ns(), last = pause_length.load(), since = now - try_again.load();
+  if (since < 0) return;  // the same disturbance, seen by another team
   const std::int64_t next = since < 2 * last ? std::min(2 * last, longest) : shortest;
   pause_length = next;
   try_again = now + next;
@@ -110,13 +111,13 @@ void Barrier::wait_for_others(int member) {
   const auto passed = [&] { return generation_.load(std::memory_order_acquire) != generation; };
   if (wait_until(passed, patience_ns_)) return;
   int first = nobody;
-  if (waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed)) note_break_up();
+  if (!passed() && waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed)) note_break_up();
   while (!passed()) sched_yield();
 }
 
 void Barrier::part(bool went_on) {
   if (went_on) {
-    finished_.store(1, std::memory_order_release);
+    finished_.store(1);  // sequentially consistent: notify_all looks for sleepers, and must not look before the store
     finished_.notify_all();
   } else {
     finished_.wait(0, std::memory_order_acquire);
