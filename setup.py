@@ -42,12 +42,9 @@ setup(
             SOURCES,
             library_dirs=cpp_extension.library_paths(),
             libraries=["c10", "torch", "torch_cpu"],
-            # -fopenmp only while compiling: at run time the symbols are those of the OpenMP library that torch has
-            # loaded already, and a second one never enters the process.
             extra_compile_args=[
                 "-std=c++20",
                 "-O3",
-                "-fopenmp",
                 "-fvisibility=hidden",
                 "-Wall",
                 "-Wextra",

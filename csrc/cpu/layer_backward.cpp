@@ -224,7 +224,7 @@ struct BackwardLayer {
 
   // dU = sum over t of dgates_t^T h_{t-1}
   at::Tensor recurrent_weight_gradient(int d) {
-    const auto& [B, H, P, N] = std::tie(shape.B, shape.H, shape.P, shape.N);
+    const std::int64_t B = shape.B, H = shape.H, P = shape.P, N = shape.N;
     const bool reverse = d == 1, packed = shape.batch_sizes;
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0].select(0, d));
     at::Tensor h = output.reshape({N, shape.D * P}).narrow(1, d * P, P).to(compute_options.dtype());

@@ -10,7 +10,15 @@
 #include <thread>
 #include <vector>
 #else
-#include <omp.h>
+// The OpenMP runtime that torch has loaded, called by name. The compilers' own OpenMP would do where that is the
+// compiler's; but g++ and clang call different runtimes, and a second one in the process fights with the first. LLVM's
+// and Intel's have these entries, too.
+extern "C" {
+void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+int omp_get_thread_num();
+int omp_get_num_threads();
+int omp_in_parallel();
+}
 #endif
 
 #if defined(__x86_64__)
@@ -140,8 +148,10 @@ void run_team(int wanted, const std::function<void(int, int)>& work) {
   for (std::thread& thread : others) thread.join();
 #else
   if (wanted <= 1 || in_forked_child() || omp_in_parallel()) return member(0, 1);
-#pragma omp parallel num_threads(wanted)
-  member(omp_get_thread_num(), omp_get_num_threads());
+  const auto enter = [](void* data) {
+    (*static_cast<decltype(&member)>(data))(omp_get_thread_num(), omp_get_num_threads());
+  };
+  GOMP_parallel(enter, const_cast<void*>(static_cast<const void*>(&member)), static_cast<unsigned>(wanted), 0);
 #endif
 }
 
