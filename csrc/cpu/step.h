@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "pack.h"
+#include "simd.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
 
