@@ -103,7 +103,7 @@ Plan choose_plan(const RecurrenceShape& s, const Machine& machine, const std::st
 double product_ns(double multiply_adds, int lanes) { return multiply_adds / lanes / 1.8 / cycles_per_ns; }
 
 std::int64_t patience_ns(const RecurrenceShape& s, const Plan& plan, double apart_ns) {
-  constexpr double least = 200'000;  // a tenth of a scheduler's time slice, and far above an interrupt
+  constexpr double least = 200'000;  // far below a scheduler's time slice, and far above an interrupt
   constexpr double steps = 4;        // estimates are within a factor of two or so
   RecurrenceShape step = s;
   step.steps = 1;
