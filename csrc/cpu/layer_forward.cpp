@@ -19,7 +19,7 @@ namespace {
 
 // Rows of a worker whose W x is computed together: enough that W is read seldom, few enough that the result is still in
 // cache when the recurrence takes it.
-constexpr std::int64_t chunk_rows = 64;
+constexpr std::int64_t chunk_rows = 96;
 
 template <class Storage>
 struct ForwardLayer {
@@ -98,7 +98,7 @@ struct ForwardLayer {
   // In training W x goes straight into the memory of the saved gates, where these have the compute type.
   void allocate_input_gates(ForwardArgs<Storage>& a) {
     const std::int64_t rows = std::max<std::int64_t>(shape.B, 1);
-    a.chunk_steps = std::min(shape.T, divide_up(chunk_rows * plan.rows, rows));
+    a.chunk_steps = std::max<std::int64_t>(1, std::min(shape.T, chunk_rows * plan.rows / rows));
     if constexpr (same_type) {
       if (save) {
         a.gates_in_place = true;

@@ -20,7 +20,7 @@ class LayerSums {
 
   // out [N, outputs] = the sum over `terms` of rows [N, K] times packed weights.
   void multiply_rows(std::int64_t N, std::vector<RowsArgs<Compute>> terms) {
-    constexpr std::int64_t block = 96;  // rows: a multiple of every tile's
+    constexpr std::int64_t block = 192;  // rows: a multiple of every tile's
     const std::int64_t outputs = terms[0].outputs, panels = divide_up(outputs, kernels.output_panel);
     for (const RowsArgs<Compute>& term : terms) multiply_adds += N * term.K * outputs;
     // Few rows make one tile, so their panels are dealt out instead.

@@ -36,7 +36,8 @@ template <int NV, class Compute>
 struct Product {
   using V = Vec<Compute>;
   static constexpr int max_rows = Isa::accumulators / NV;
-  static constexpr int row_block = 48;  // rows whose partial sums are kept while a panel is read in pieces
+  // Rows whose partial sums are kept while a panel is read in pieces: the more, the fewer times all panels are read.
+  static constexpr int row_block = 384 / NV / max_rows * max_rows;
   static constexpr int panel_width = NV * lanes<V>;
 
   // How much of k to take at once: a piece of the panel that the tiles read again from a near cache while their rows
@@ -106,10 +107,9 @@ struct Product {
   template <class Source, class Soon, class Done>
   static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, const Compute* weights,
                   const Segments& k, Source source, Soon soon, Done done) {
-    for (std::int64_t begin = 0; begin < n; begin += row_block) {
-      const std::int64_t end = std::min<std::int64_t>(begin + row_block, n);
-      run_block(begin, end, panel_begin, panel_end, weights, k, source, soon, done);
-    }
+    const std::int64_t blocks = (n + row_block - 1) / row_block;
+    for (std::int64_t i = 0; i < blocks; ++i)
+      run_block(n * i / blocks, n * (i + 1) / blocks, panel_begin, panel_end, weights, k, source, soon, done);
   }
 
  private:

@@ -38,7 +38,7 @@ class OuterSum {
   using Tile = Product<sum_vectors, Compute>;
   using V = Vec<Compute>;
   static constexpr int L = lanes<V>, width = Tile::panel_width;
-  static constexpr std::int64_t block_rows = 256, block_columns = 256 / width * width;
+  static constexpr std::int64_t block_rows = 256, block_columns = 512 / width * width;
 
  public:
   static constexpr std::int64_t scratch_size = block_rows * (block_columns + Tile::max_rows);
