@@ -39,6 +39,7 @@ struct Product {
   // Rows whose partial sums are kept while a panel is read in pieces: the more, the fewer times all panels are read.
   static constexpr int row_block = 384 / NV / max_rows * max_rows;
   static constexpr int panel_width = NV * lanes<V>;
+  static constexpr int line = 64 / sizeof(Compute);  // a cache line, in elements
 
   // How much of k to take at once: a piece of the panel that the tiles read again from a near cache while their rows
   // pass by. Each piece is summed apart, and has an end, so that the rounding error of a long sum stays small.
@@ -51,15 +52,17 @@ struct Product {
   // Enough independent sums to hide the latency of a fused multiply-add: 8 where the registers allow it.
   static constexpr int panels_for(int rows) { return rows * NV >= 8 ? 1 : 8 / (rows * NV); }
 
-  // sums += product, or = if `first`. They are moved to registers and back one by one: an array copied as a whole would
-  // be kept in memory. A function of its own, because its registers must not be planned together with its callers'.
+  // sums += product, or = if `first`; meanwhile K cache lines from `ahead` on are fetched into L2. The sums are moved to
+  // registers and back one by one: an array copied as a whole would be kept in memory. A function of its own, because
+  // its registers must not be planned together with its callers'.
   template <int rows, int panels, class Source>
   [[gnu::noinline]] static void multiply(const Source source, const Compute* weights, std::int64_t stride,
-                                         std::int64_t K, bool first, V (*sums)[NV]) {
+                                         std::int64_t K, bool first, V (*sums)[NV], const Compute* ahead) {
     V acc[panels][rows][NV];
 #pragma GCC unroll 32
     for (int i = 0; i < panels * rows * NV; ++i) acc[i / (rows * NV)][i / NV % rows][i % NV] = V{};
     for (std::int64_t k = 0; k < K; ++k) {
+      if constexpr (rows * NV >= 16) __builtin_prefetch(ahead + k * line, 0, 2);  // fewer are bound by their loads
 #pragma GCC unroll 8
       for (int p = 0; p < panels; ++p) {
         const Compute* w = weights + p * stride + k * panel_width;
@@ -123,7 +126,7 @@ struct Product {
     V partial[row_block][NV];
 
     const auto tile = [&](auto rows_constant, auto panels_constant, std::int64_t row, std::int64_t panel, int segment,
-                          std::int64_t k0, std::int64_t k1) {
+                          std::int64_t k0, std::int64_t k1, std::int64_t i) {
       constexpr int R = rows_constant, panels = panels_constant;
       const bool first = segment == 0 && k0 == 0, last = segment == k.count - 1 && k1 == k.length;
       if (last)
@@ -131,8 +134,10 @@ struct Product {
       const Compute* from[R];
       for (int r = 0; r < R; ++r) from[r] = source(row + r) + k.column[segment] * k.length + k0;
       V(*sums)[NV] = partial + (row - row_begin) * panels;  // [panels][R][NV]
-      multiply<R, panels>(RowsApart<Compute>{from}, weights + panel * stride + (segment * k.length + k0) * panel_width,
-                          stride, k1 - k0, first, sums);
+      const Compute* const w = weights + panel * stride + (segment * k.length + k0) * panel_width;
+      // While the first tiles read this piece of the panel they fetch the next one, each a part of it.
+      const std::int64_t ahead = i * line < panel_width ? panel_width + i * line : 0;
+      multiply<R, panels>(RowsApart<Compute>{from}, w, stride, k1 - k0, first, sums, w + (k1 - k0) * ahead);
       if (!last) return;
       for (int p = 0; p < panels; ++p)
         for (int r = 0; r < R; ++r) done(row + r, panel + p, sums[p * R + r]);
@@ -147,9 +152,9 @@ struct Product {
             const std::int64_t k1 = std::min(k0 + piece, k.length);
             with_rows(next - row, [&](auto R) {
               constexpr int grouped = panels_for(R);
-              if (together == 1) tile(R, std::integral_constant<int, 1>{}, row, panel, segment, k0, k1);
+              if (together == 1) tile(R, std::integral_constant<int, 1>{}, row, panel, segment, k0, k1, i);
               else if constexpr (grouped > 1)
-                tile(R, std::integral_constant<int, grouped>{}, row, panel, segment, k0, k1);
+                tile(R, std::integral_constant<int, grouped>{}, row, panel, segment, k0, k1, i);
             });
           }
       panel += together;

@@ -91,7 +91,7 @@ class OuterSum {
         for (int v = 0; v < sum_vectors; ++v)
           __builtin_prefetch(a.out + (first + r) * a.outputs + column + i + v * L, 1);
       V sums[R][sum_vectors];
-      Tile::template multiply<R, 1>(RowsTogether<Compute, R>{strip}, panels + i * rows, 0, rows, true, sums);
+      Tile::template multiply<R, 1>(RowsTogether<Compute, R>{strip}, panels + i * rows, 0, rows, true, sums, strip);
       for (int r = 0; r < R; ++r)
         for (int v = 0; v < sum_vectors; ++v) {
           const std::int64_t at = column + i + v * L;
