@@ -54,6 +54,17 @@ constexpr std::int64_t row_stride(std::int64_t width) {
   return ((width + line - 1) / line | 1) * line;
 }
 
+// A matrix as a product reads it, a panel of outputs after the other: output j of panel p for input k lies at
+// data[p * panel + k * input + j].
+template <class Compute>
+struct Panels {
+  const Compute* data = nullptr;
+  std::int64_t panel = 0, input = 0;
+
+  // A packed matrix, [panels, K, width].
+  static Panels packed(const Compute* data, std::int64_t K, std::int64_t width) { return {data, K * width, width}; }
+};
+
 class Barrier;
 
 // One direction of one layer, forward.
@@ -90,8 +101,8 @@ struct BackwardArgs {
   using Compute = compute_t<Storage>;
   Sequence sequence;
   std::int64_t H = 0, P = 0;
-  const Compute* recurrent = nullptr;    // U, packed by rows: [P/panel, G*H, panel]
-  const Compute* projection = nullptr;   // W_hr, packed by rows: [H/panel, P, panel]; null: none
+  Panels<Compute> recurrent;             // U along its rows: G*H inputs, P outputs
+  Panels<Compute> projection;            // W_hr along its rows: P inputs, H outputs; null: none
   const Storage* saved = nullptr;        // [N, S*H]
   const Compute* cells = nullptr;        // [N, H]
   const Storage* output = nullptr;       // [N, output_ld]: h_t
@@ -108,13 +119,13 @@ struct BackwardArgs {
   Compute* unprojected = nullptr;        // [N, H]: o * tanh(c), computed again; only with a projection
 };
 
-// A product of many rows with one packed matrix: out = rows W, or += with `add`.
+// A product of many rows with one matrix: out = rows W, or += with `add`.
 template <class Compute>
 struct RowsArgs {
   std::int64_t K = 0, outputs = 0;
   const Compute* rows = nullptr;  // [N, rows_ld], of which K columns
   std::int64_t rows_ld = 0;
-  const Compute* packed = nullptr;  // W [K, outputs], packed by rows: [outputs/panel, K, panel]
+  Panels<Compute> weights;        // along the rows of W [K, outputs]
   Compute* out = nullptr;           // [N, outputs]
   bool add = false;
 };

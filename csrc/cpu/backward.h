@@ -24,7 +24,7 @@ class Backward : Worker {
     if (!start()) return;
     for (std::int64_t step = a.sequence.steps - 1; step >= 0; --step) {
       const std::int64_t t = a.sequence.time(step);
-      if (a.projection) {
+      if (a.projection.data) {
         add_output_gradient(t);
         if (!meet()) return;
         project_back(t, step);
@@ -37,7 +37,7 @@ class Backward : Worker {
   }
 
  private:
-  using Panels = Product<panel_vectors, Compute>;
+  using Columns = Product<panel_vectors, Compute>;
 
   static std::int64_t panels(std::int64_t outputs) { return (outputs + panel_width - 1) / panel_width; }
 
@@ -86,7 +86,7 @@ class Backward : Worker {
     if constexpr (Cell::reads_h0) store(a.dh + b * a.P + unit, dh0, count);
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) store(a.d_gates + data * d_gates_ld + i * a.H + unit, d[i], count);
-    if (a.projection) store(a.unprojected + data * a.H + unit, Cell::output(s, h0, c1), count);
+    if (a.projection.data) store(a.unprojected + data * a.H + unit, Cell::output(s, h0, c1), count);
   }
 
   // dh_{t-1} = dgates_t U, beside what the cell passed on directly.
@@ -95,9 +95,9 @@ class Backward : Worker {
     constexpr bool contiguous = Cell::recurrent_column[G - 1] == G - 1;
     const Segments k = contiguous ? Segments{1, whole_row, G * a.H} : Segments{G, Cell::recurrent_column, a.H};
     const std::int64_t data = a.sequence.offset(t);
-    const std::int64_t begin = a.projection ? share.projected_begin : share.unit_begin;
-    const std::int64_t end = a.projection ? share.projected_end : share.unit_end;
-    Panels::run(
+    const std::int64_t begin = a.projection.data ? share.projected_begin : share.unit_begin;
+    const std::int64_t end = a.projection.data ? share.projected_end : share.unit_end;
+    Columns::run(
         my_rows(a.sequence.active(t)), begin / panel_width, panels(end), a.recurrent, k,
         [&](std::int64_t j) { return a.d_gates + (data + row(j)) * d_gates_ld; }, [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
@@ -129,7 +129,7 @@ class Backward : Worker {
   void project_back(std::int64_t t, std::int64_t step) {
     static constexpr int whole_row[] = {0};
     const std::int64_t offset = a.sequence.offset(t);
-    Panels::run(
+    Columns::run(
         my_rows(a.sequence.active(t)), share.unit_begin / panel_width, panels(share.unit_end), a.projection,
         Segments{1, whole_row, a.P}, [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * d_projected_ld; },
         [](std::int64_t, std::int64_t) {},

@@ -88,8 +88,8 @@ class Forward : Worker {
     const auto multiply = [&] {
       static constexpr int whole_row[] = {0};
       Input::run(
-          count, share.unit_begin / L, panels(share.unit_end), a.input_weights, Segments{1, whole_row, a.I},
-          [&](std::int64_t j) { return source[j]; }, [](std::int64_t, std::int64_t) {},
+          count, share.unit_begin / L, panels(share.unit_end), Input::packed(a.input_weights, a.I),
+          Segments{1, whole_row, a.I}, [&](std::int64_t j) { return source[j]; }, [](std::int64_t, std::int64_t) {},
           [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
             with_count<L>(panel * L, a.H, [&](auto units) {
 #pragma GCC unroll 8
@@ -113,9 +113,11 @@ class Forward : Worker {
     static constexpr int whole_row[] = {0};
     const std::int64_t t = a.sequence.time(step), data = a.sequence.offset(t);
     const Compute* input = input_gates(step);
-    Product<G, Compute>::run(
-        my_rows(a.sequence.active(t)), share.unit_begin / L, panels(share.unit_end), a.recurrent,
-        Segments{1, whole_row, a.P}, [&](std::int64_t j) { return h0 + row(j) * h_ld; },
+    using Recurrent = Product<G, Compute>;
+    Recurrent::run(
+        my_rows(a.sequence.active(t)), share.unit_begin / L, panels(share.unit_end),
+        Recurrent::packed(a.recurrent, a.P), Segments{1, whole_row, a.P},
+        [&](std::int64_t j) { return h0 + row(j) * h_ld; },
         [&](std::int64_t j, std::int64_t panel) {
           for (int g = 0; g < G; ++g) __builtin_prefetch(input + row(j) * a.input_ld + g * a.H + panel * L);
         },
@@ -158,9 +160,10 @@ class Forward : Worker {
     static constexpr int whole_row[] = {0};
     static constexpr int width = projection_vectors * L;
     const std::int64_t data = a.sequence.offset(t);
-    Product<projection_vectors, Compute>::run(
+    using Projection = Product<projection_vectors, Compute>;
+    Projection::run(
         my_rows(a.sequence.active(t)), share.projected_begin / width, (share.projected_end + width - 1) / width,
-        a.projection, Segments{1, whole_row, a.H},
+        Projection::packed(a.projection, a.H), Segments{1, whole_row, a.H},
         [&](std::int64_t j) { return a.unprojected + row(j) * unprojected_ld; }, [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[projection_vectors]) {
           for (int v = 0; v < projection_vectors; ++v) {

@@ -42,7 +42,7 @@ struct BackwardLayer {
 
   std::vector<at::Tensor> kept;
   std::vector<BackwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};
-  std::vector<const Compute*> packed_W{static_cast<std::size_t>(shape.D)};  // for the gradient of the input
+  std::vector<Panels<Compute>> input_weights{static_cast<std::size_t>(shape.D)};  // for the gradient of the input
   std::vector<at::Tensor> d_gates{static_cast<std::size_t>(shape.D)}, d_projected{d_gates}, unprojected{d_gates};
 
   at::Tensor keep(at::Tensor tensor) {
@@ -104,19 +104,22 @@ struct BackwardLayer {
     };
     std::vector<Matrix> matrices;
     std::int64_t packs = 0;
-    const auto packed = [&](const at::Tensor& matrix) {
+    // Along its rows a matrix can be read as it lies in memory; few data rows would not repay packing it.
+    const auto along_rows = [&](const at::Tensor& matrix) -> Panels<Compute> {
       const at::Tensor from = keep(matrix.contiguous());
       const std::int64_t rows = from.size(0), outputs = from.size(1), panels = divide_up(outputs, width);
+      if constexpr (std::is_same_v<Storage, Compute>)
+        if (shape.N <= max_step_batch && outputs % width == 0) return {data<Compute>(from), width, outputs};
       Compute* const to = mutable_data<Compute>(keep(at::empty({panels * rows * width}, compute_options)));
       matrices.push_back({data<Storage>(from), rows, outputs, panels, to});
       packs += panels;
-      return to;
+      return Panels<Compute>::packed(to, rows, width);
     };
     for (int d = 0; d < shape.D; ++d) {
       const DirectionWeights w = direction_weights(shape, weights, d);
-      if (shape.T > 1 || args[0].need_dh0 || shape.projected) args[d].recurrent = packed(w.w_hh);
-      if (shape.projected) args[d].projection = packed(w.w_hr);
-      if (needed[0]) packed_W[d] = packed(w.w_ih);
+      if (shape.T > 1 || args[0].need_dh0 || shape.projected) args[d].recurrent = along_rows(w.w_hh);
+      if (shape.projected) args[d].projection = along_rows(w.w_hr);
+      if (needed[0]) input_weights[d] = along_rows(w.w_ih);
     }
     const auto pack = [&](std::int64_t i) {
       auto matrix = matrices.begin();
@@ -162,7 +165,7 @@ struct BackwardLayer {
                        .outputs = shape.I,
                        .rows = data<Compute>(d_gates[d]),
                        .rows_ld = d_gates[d].stride(0),
-                       .packed = packed_W[d],
+                       .weights = input_weights[d],
                        .out = mutable_data<Compute>(d_input),
                        .add = d > 0});
     sums.multiply_rows(shape.N, terms);

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "../recurrence.h"
 #include "simd.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
@@ -52,12 +53,12 @@ struct Product {
   // Enough independent sums to hide the latency of a fused multiply-add: 8 where the registers allow it.
   static constexpr int panels_for(int rows) { return rows * NV >= 8 ? 1 : 8 / (rows * NV); }
 
-  // sums += product, or = if `first`; meanwhile K cache lines from `ahead` on are fetched into L2. The sums are moved to
-  // registers and back one by one: an array copied as a whole would be kept in memory. A function of its own, because
-  // its registers must not be planned together with its callers'.
+  // sums += product, or = if `first`; meanwhile K cache lines from `ahead` on are fetched into L2. The sums are moved
+  // to registers and back one by one: an array copied as a whole would be kept in memory. A function of its own,
+  // because its registers must not be planned together with its callers'.
   template <int rows, int panels, class Source>
-  [[gnu::noinline]] static void multiply(const Source source, const Compute* weights, std::int64_t stride,
-                                         std::int64_t K, bool first, V (*sums)[NV], const Compute* ahead) {
+  [[gnu::noinline]] static void multiply(const Source source, const Panels<Compute> weights, std::int64_t K, bool first,
+                                         V (*sums)[NV], const Compute* ahead) {
     V acc[panels][rows][NV];
 #pragma GCC unroll 32
     for (int i = 0; i < panels * rows * NV; ++i) acc[i / (rows * NV)][i / NV % rows][i % NV] = V{};
@@ -65,7 +66,7 @@ struct Product {
       if constexpr (rows * NV >= 16) __builtin_prefetch(ahead + k * line, 0, 2);  // fewer are bound by their loads
 #pragma GCC unroll 8
       for (int p = 0; p < panels; ++p) {
-        const Compute* w = weights + p * stride + k * panel_width;
+        const Compute* w = weights.data + p * weights.panel + k * weights.input;
         // The shorter side stays in registers and the longer one streams past: accumulators take all the others.
         if constexpr (rows < NV) {
           V x[rows];
@@ -105,10 +106,14 @@ struct Product {
     }(std::make_integer_sequence<int, max_rows>{});
   }
 
+  static Panels<Compute> packed(const Compute* data, std::int64_t K) {
+    return Panels<Compute>::packed(data, K, panel_width);
+  }
+
   // source(j) is the j-th row; done(j, panel, V sums[NV]) takes its result; soon(j, panel) is called while there is
   // still a product to compute, to fetch what done will read.
   template <class Source, class Soon, class Done>
-  static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, const Compute* weights,
+  static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, const Panels<Compute>& weights,
                   const Segments& k, Source source, Soon soon, Done done) {
     const std::int64_t blocks = (n + row_block - 1) / row_block;
     for (std::int64_t i = 0; i < blocks; ++i)
@@ -118,10 +123,9 @@ struct Product {
  private:
   template <class Source, class Soon, class Done>
   static void run_block(std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end,
-                        const Compute* weights, const Segments& k, Source source, Soon soon, Done done) {
+                        const Panels<Compute>& weights, const Segments& k, Source source, Soon soon, Done done) {
     const std::int64_t rows = row_end - row_begin;
     const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
-    const std::int64_t stride = k.count * k.length * panel_width;
     const std::int64_t piece = piece_of(k.length);
     V partial[row_block][NV];
 
@@ -134,10 +138,11 @@ struct Product {
       const Compute* from[R];
       for (int r = 0; r < R; ++r) from[r] = source(row + r) + k.column[segment] * k.length + k0;
       V(*sums)[NV] = partial + (row - row_begin) * panels;  // [panels][R][NV]
-      const Compute* const w = weights + panel * stride + (segment * k.length + k0) * panel_width;
+      const Compute* const w = weights.data + panel * weights.panel + (segment * k.length + k0) * weights.input;
       // While the first tiles read this piece of the panel they fetch the next one, each a part of it.
       const std::int64_t ahead = i * line < panel_width ? panel_width + i * line : 0;
-      multiply<R, panels>(RowsApart<Compute>{from}, w, stride, k1 - k0, first, sums, w + (k1 - k0) * ahead);
+      multiply<R, panels>(RowsApart<Compute>{from}, {w, weights.panel, weights.input}, k1 - k0, first, sums,
+                          w + (k1 - k0) * ahead);
       if (!last) return;
       for (int p = 0; p < panels; ++p)
         for (int r = 0; r < R; ++r) done(row + r, panel + p, sums[p * R + r]);

@@ -13,15 +13,15 @@ inline constexpr int sum_vectors = 2;  // a panel's width in these products
 template <class Compute>
 void multiply_rows(const RowsArgs<Compute>& a, std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin,
                    std::int64_t panel_end) {
-  using Panels = Product<sum_vectors, Compute>;
+  using Columns = Product<sum_vectors, Compute>;
   using V = Vec<Compute>;
   static constexpr int whole_row[] = {0};
-  Panels::run(
-      row_end - row_begin, panel_begin, panel_end, a.packed, Segments{1, whole_row, a.K},
+  Columns::run(
+      row_end - row_begin, panel_begin, panel_end, a.weights, Segments{1, whole_row, a.K},
       [&](std::int64_t j) { return a.rows + (row_begin + j) * a.rows_ld; }, [](std::int64_t, std::int64_t) {},
       [&](std::int64_t j, std::int64_t panel, const V(&product)[sum_vectors]) {
         for (int v = 0; v < sum_vectors; ++v) {
-          const std::int64_t column = panel * Panels::panel_width + v * lanes<V>;
+          const std::int64_t column = panel * Columns::panel_width + v * lanes<V>;
           if (column >= a.outputs) return;
           with_count<lanes<V>>(column, a.outputs, [&](auto count) {
             Compute* to = a.out + (row_begin + j) * a.outputs + column;
@@ -47,11 +47,27 @@ class OuterSum {
       : a(args), panels(scratch), strip(scratch + block_rows * block_columns) {}
 
   void run(std::int64_t begin, std::int64_t end) {
+    if (a.N <= few_rows) return add_few(begin, end);
     for (std::int64_t column = 0; column < a.outputs; column += block_columns)
       for (std::int64_t row = 0; row < a.N; row += block_rows) add_block(row, column, begin, end);
   }
 
  private:
+  static constexpr std::int64_t few_rows = 8;
+
+  // Few data rows leave nothing to gain by tiles: out is written from front to back.
+  void add_few(std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r)
+      for (std::int64_t column = 0; column < a.outputs; column += L)
+        with_count<L>(column, a.outputs, [&](auto count) {
+          Compute* to = a.out + r * a.outputs + column;
+          V sum{};
+          for (std::int64_t k = 0; k < a.N; ++k)
+            sum += broadcast<V>(a.left[k * a.left_ld + r]) * load<V>(a.right + k * a.right_ld + column, count);
+          store(to, a.add ? load<V>(to, count) + sum : sum, count);
+        });
+  }
+
   void add_block(std::int64_t row, std::int64_t column, std::int64_t begin, std::int64_t end) {
     const std::int64_t rows = std::min(block_rows, a.N - row);
     const std::int64_t columns = std::min(block_columns, a.outputs - column);
@@ -91,7 +107,8 @@ class OuterSum {
         for (int v = 0; v < sum_vectors; ++v)
           __builtin_prefetch(a.out + (first + r) * a.outputs + column + i + v * L, 1);
       V sums[R][sum_vectors];
-      Tile::template multiply<R, 1>(RowsTogether<Compute, R>{strip}, panels + i * rows, 0, rows, true, sums, strip);
+      Tile::template multiply<R, 1>(RowsTogether<Compute, R>{strip}, Tile::packed(panels + i * rows, rows), rows, true,
+                                    sums, strip);
       for (int r = 0; r < R; ++r)
         for (int v = 0; v < sum_vectors; ++v) {
           const std::int64_t at = column + i + v * L;

@@ -176,8 +176,8 @@ struct Problem {
     args.sequence = sequence;
     args.H = s.H;
     args.P = s.P;
-    args.recurrent = packed_U.data();
-    args.projection = projected ? packed_W.data() : nullptr;
+    args.recurrent = Panels<Compute>::packed(packed_U.data(), G * s.H, wide);
+    if (projected) args.projection = Panels<Compute>::packed(packed_W.data(), s.P, wide);
     args.saved = saved.data();
     args.cells = cells.data();
     args.output = output.data();
@@ -208,7 +208,11 @@ struct Problem {
     });
     const auto input = random_values<Compute>(N * I);
     std::vector<Compute> d_input(N * I), d_W(G * s.H * I), scratch(kernels.outer_sum_scratch);
-    const RowsArgs<Compute> rows{G * s.H,       I, d_gates.data(), row_stride<Compute>(S * s.H), packed_W.data(),
+    const RowsArgs<Compute> rows{G * s.H,
+                                 I,
+                                 d_gates.data(),
+                                 row_stride<Compute>(S * s.H),
+                                 Panels<Compute>::packed(packed_W.data(), G * s.H, wide),
                                  d_input.data()};
     const OuterSumArgs<Compute> outer{N, I, d_gates.data(), row_stride<Compute>(S * s.H), input.data(), I, d_W.data()};
     const std::int64_t cut = plan.units > 1 ? N / 3 : N, cut_gates = plan.units > 1 ? G * s.H / 3 : G * s.H;
