@@ -21,6 +21,7 @@ SOURCES = [
     "csrc/autograd.cpp",
     "csrc/checks.cpp",
     "csrc/reference.cpp",
+    "csrc/segments.cpp",
     "csrc/cpu/layer_forward.cpp",
     "csrc/cpu/layer_backward.cpp",
     "csrc/cpu/layer_step.cpp",

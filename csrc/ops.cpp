@@ -4,7 +4,8 @@
 // forward returns layer's results followed by what backward needs: per direction, the activated gates [N, S*H]
 // (S = 4: i f g o, or r z n and U_n h + b_hn) in the input's dtype and, for the LSTM, c_t [N, H] in float32
 // (float64 for float64 input). backward with `samples` sums the weights' gradients for each sample apart, [samples, *]
-// each; row b*samples + v belongs to sample v. `reference` is layer out of ATen operations.
+// each; row b*samples + v belongs to sample v. `reference` is layer out of ATen operations. `segments` is what lengths
+// and resets make of a padded batch.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -13,6 +14,7 @@
 #include "checks.h"
 #include "cpu/layer.h"
 #include "reference.h"
+#include "segments.h"
 
 namespace lstm_fused {
 
@@ -155,6 +157,8 @@ TORCH_LIBRARY(lstm_fused, m) {
   m.def("reference(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
         "-> Tensor[]");
   m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights) -> Tensor[]");
+  m.def("segments(Tensor? lengths, Tensor? resets, SymInt steps, SymInt batch, bool batch_first) "
+        "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("isa() -> str", [] { return std::string(active_isa().name); });
   m.def("isas_compiled() -> str[]", compiled_isas);
   m.def("isas_available() -> str[]", available_isas);
@@ -169,6 +173,7 @@ TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("forward", forward_cpu);
   m.impl("backward", backward_cpu);
   m.impl("step", step_cpu);
+  m.impl("segments", cut_segments);
 }
 
 TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("reference", reference_layer); }

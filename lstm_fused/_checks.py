@@ -15,13 +15,13 @@ from torch._C import _is_any_autocast_enabled
 from ._ops import GATES
 
 
-def pair(name: str, hx: object) -> Sequence[Tensor]:
+def pair(name: str, hx: object, argument: str = "hx") -> Sequence[Tensor]:
     """``hx`` of an LSTM: a tuple (or list) of two. (torch.nn.LSTM fails on ``hx[1]`` with an IndexError or later.)"""
     if not isinstance(hx, (tuple, list)):
         kind = type(hx).__name__
-        raise TypeError(f"{name}(): argument 'hx' must be tuple of Tensors (h_0, c_0), not {kind}")
+        raise TypeError(f"{name}(): argument '{argument}' must be tuple of Tensors (h_0, c_0), not {kind}")
     if len(hx) != 2:
-        raise RuntimeError(f"{name} expects two hidden states: hx must be (h_0, c_0), got {len(hx)} elements")
+        raise RuntimeError(f"{name} expects two hidden states: {argument} must be (h_0, c_0), got {len(hx)} elements")
     return hx
 
 
@@ -57,6 +57,38 @@ def sequence(
             "Expected sequence length to be larger than 0 in RNN: input must have at least one time step, "
             f"got shape {list(shape)}"
         )
+
+
+def padded(
+    cell: str,
+    input: object,
+    lengths: object,
+    resets: object,
+    reset_state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    L: int,
+    bidirectional: bool,
+) -> None:
+    """Checks what comes with ``lengths`` or ``resets``, but for their shapes and values: the operator does that."""
+    if not isinstance(input, Tensor):
+        got = type(input).__name__
+        raise TypeError(f"{cell.upper()}: Expected input to be a padded Tensor beside lengths or resets, got {got}")
+    if input.dim() != 3:
+        raise ValueError(f"{cell.upper()}: Expected input to be 3D beside lengths or resets, got {input.dim()}D instead")
+    for name, value, kind in (("lengths", lengths, "int64 [B]"), ("resets", resets, "bool [T, B]")):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{cell.upper()}: Expected {name} to be a Tensor, {kind}, got {type(value).__name__}")
+    if not reset_state:
+        return
+    if resets is None:
+        raise ValueError(f"{cell.upper()}: Expected resets beside reset_state, got None")
+    _, H, P = _sizes(cell, weights, L, bidirectional)
+    for k, (state, size) in enumerate(zip(reset_state, (P, H), strict=False)):
+        name, expected = f"reset_state{_index(cell, k)}", (2 * L if bidirectional else L, size)
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{cell.upper()}: Expected {name} to be a Tensor, got {type(state).__name__}")
+        if state.shape != expected:
+            raise RuntimeError(f"Expected {name} size {expected}, got {list(state.shape)}")
 
 
 def packed(

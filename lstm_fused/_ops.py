@@ -42,6 +42,7 @@ def _load() -> None:
 _load()
 _layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.layer.default
 _step: Callable[..., list[Tensor]] = torch.ops.lstm_fused.step.default
+_segments: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = torch.ops.lstm_fused.segments.default
 
 
 def _fake_forward(
@@ -93,6 +94,22 @@ def _fake_layer(
     return _fake_forward(cell, input, states, weights, batch_sizes, bidirectional, save=False)
 
 
+def _fake_segments(
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    steps: int | torch.SymInt,
+    batch: int | torch.SymInt,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = lengths if lengths is not None else resets
+    assert given is not None
+    context = torch.library.get_ctx()
+    N, S = context.new_dynamic_size(), context.new_dynamic_size()
+    sizes = ((steps,), (N,), (2, S), (2, batch))
+    batch_sizes, data_rows, sources, endings = (given.new_empty(s, dtype=torch.int64) for s in sizes)
+    return batch_sizes, data_rows, sources, endings
+
+
 def _fake_backward(
     cell: str,
     grads: Sequence[Tensor | None],
@@ -114,6 +131,7 @@ def _fake_backward(
 torch.library.register_fake("lstm_fused::layer", _fake_layer)
 torch.library.register_fake("lstm_fused::forward", _fake_forward)
 torch.library.register_fake("lstm_fused::backward", _fake_backward)
+torch.library.register_fake("lstm_fused::segments", _fake_segments)
 # Its registrations live as long as it does.
 _library = torch.library.Library("lstm_fused", "FRAGMENT")  # type: ignore[no-untyped-call]
 _vmap.register(_library)
@@ -155,3 +173,24 @@ def step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[T
     ``layer``.
     """
     return _step(cell, input, states, weights)
+
+
+def segments(
+    lengths: Tensor | None, resets: Tensor | None, T: int, B: int, batch_first: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A padded batch cut into segments, which run as rows of their own: at each row's end and before each reset.
+
+    Args:
+        lengths: steps of each row, int64 [B] on the CPU, 0 to T; None is T.
+        resets: bool [T, B] ([B, T] if ``batch_first``): before which steps a new segment begins; None is nowhere.
+        T, B, batch_first: of the input.
+
+    Returns:
+        Of S segments, the longest first: how many are at least t + 1 steps long [T]; their N steps, as rows of the
+        input seen as a matrix [N]; per direction, the row of hx that a segment starts from, B after a reset [2, S]; per
+        direction, the segment that each row's final state comes from, S + b where row b has no step [2, B].
+
+    Raises:
+        RuntimeError: a tensor of wrong shape, dtype, device or value, by name.
+    """
+    return _segments(lengths, resets, T, B, batch_first)

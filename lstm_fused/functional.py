@@ -33,6 +33,9 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Steps, tuple[Tensor, Tensor]]:
     """A stack of LSTM layers (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
@@ -54,6 +57,15 @@ def lstm(
         num_layers: L; the output of a layer is the input of the next.
         dropout: probability with which an element between two layers is zeroed, if ``training``.
         bidirectional: each layer runs both ways, its outputs side by side.
+        lengths: int64 [B] on the CPU, 0 to T, in any order: row b has lengths[b] steps. Its output beyond them is zero,
+            its final state that of its last step (without a step: its initial one), where the reverse direction begins.
+            Nothing is computed for the padding and no value in it, NaN included, reaches a result or a gradient.
+        resets: bool [T, B] ([B, T] if ``batch_first``), the episode or document boundaries: where true, the row's state
+            is set back before that step, and no gradient crosses. The reverse direction is set back between the same
+            steps. resets[0] discards ``hx``; those past a row's length are ignored.
+        reset_state: (h [L*D, P], c [L*D, H]), the state that a reset sets, to be learned perhaps; None is zeros.
+
+    The parts between resets run side by side as rows of one batch, so resets cost nothing, rather the contrary.
 
     Returns:
         output [T, B, D*P], laid out as ``input``, and (h_n [L*D, B, P], c_n [L*D, B, H]).
@@ -65,8 +77,12 @@ def lstm(
         TypeError, ValueError, RuntimeError: an argument of wrong kind, shape, dtype or device, by name.
     """
     states = () if hx is None else _checks.pair("lstm", hx)
-    p = dropout if training else 0.0
-    output, (h_n, c_n) = _sequence("lstm", input, states, weights, num_layers, p, bidirectional, batch_first)
+    options = (num_layers, dropout if training else 0.0, bool(bidirectional))
+    if lengths is None and resets is None and reset_state is None:
+        output, (h_n, c_n) = _sequence("lstm", input, states, weights, options, batch_first)
+    else:
+        restart = () if reset_state is None else _checks.pair("lstm", reset_state, "reset_state")
+        output, (h_n, c_n) = _segments("lstm", input, states, weights, options, batch_first, lengths, resets, restart)
     return output, (h_n, c_n)
 
 
@@ -80,6 +96,9 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
 ) -> tuple[Steps, Tensor]:
     """A stack of GRU layers (Cho et al. 2014; in PyTorch's form the reset gate acts after the product).
 
@@ -92,7 +111,8 @@ def gru(
         input: as for ``lstm``.
         hx: h_0 [L*D, B, H], unbatched [L*D, H]; None is zeros.
         weights: as for ``lstm``, with 3*H rows and no w_hr.
-        num_layers, dropout, training, bidirectional, batch_first: as for ``lstm``.
+        num_layers, dropout, training, bidirectional, batch_first, lengths, resets: as for ``lstm``.
+        reset_state: [L*D, H]; None is zeros.
 
     Returns:
         output [T, B, D*H], laid out as ``input``, and h_n [L*D, B, H].
@@ -100,8 +120,12 @@ def gru(
     Autocast and errors: as for ``lstm``.
     """
     states = () if hx is None else (hx,)
-    p = dropout if training else 0.0
-    output, (h_n,) = _sequence("gru", input, states, weights, num_layers, p, bidirectional, batch_first)
+    options = (num_layers, dropout if training else 0.0, bool(bidirectional))
+    if lengths is None and resets is None and reset_state is None:
+        output, (h_n,) = _sequence("gru", input, states, weights, options, batch_first)
+    else:
+        restart = () if reset_state is None else (reset_state,)
+        output, (h_n,) = _segments("gru", input, states, weights, options, batch_first, lengths, resets, restart)
     return output, h_n
 
 
@@ -139,13 +163,11 @@ def _sequence(
     input: Steps,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
-    L: int,
-    dropout: float,
-    bidirectional: bool,
+    options: tuple[int, float, bool],
     batch_first: bool,
 ) -> tuple[Steps, Sequence[Tensor]]:
     """Brings every form of input to the one the kernels take, and the results back."""
-    options = (L, dropout, bool(bidirectional))
+    L, _, bidirectional = options
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         _checks.packed(cell, data, batch_sizes, states, weights, L, bidirectional)
@@ -184,6 +206,43 @@ def _batched(
         output, states = _layers(cell, input.transpose(0, 1), states, weights, None, *options)
         return output.transpose(0, 1), states
     return _layers(cell, input, states, weights, None, *options)
+
+
+def _segments(
+    cell: str,
+    input: Any,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    options: tuple[int, float, bool],
+    batch_first: bool,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reset_state: Sequence[Tensor],
+) -> tuple[Any, Sequence[Tensor]]:
+    """Runs what ``lengths`` and ``resets`` leave of a padded batch: each part between them is a row of its own."""
+    L, _, bidirectional = options
+    _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
+    _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
+    B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
+    batch_sizes, data_rows, sources, endings = _ops.segments(lengths, resets, T, B, batch_first)
+    D, H, P = 2 if bidirectional else 1, weights[1].shape[0] // _ops.GATES[cell], weights[1].shape[1]
+    sizes = (P, H) if cell == "lstm" else (P,)
+    hx = states or [input.new_zeros(L * D, B, size) for size in sizes]
+    restart = reset_state or [input.new_zeros(L * D, size) for size in sizes]
+    initial = [_take(torch.cat([s, r.unsqueeze(1)], 1), sources, D) for s, r in zip(hx, restart, strict=True)]
+    data = input.flatten(0, 1).index_select(0, data_rows)
+    output, final = _layers(cell, data, initial, weights, batch_sizes, *options)
+    padded = output.new_zeros(T * B, output.shape[1]).index_copy(0, data_rows, output)
+    ends = [_take(torch.cat([f, s.to(f.dtype)], 1), endings, D) for f, s in zip(final, hx, strict=True)]
+    return padded.unflatten(0, input.shape[:2]), ends
+
+
+def _take(states: Tensor, rows: Tensor, D: int) -> Tensor:
+    """Of ``states`` [L*D, *, size] the rows [2, *] of each direction."""
+    if D == 1:
+        return states.index_select(1, rows[0])
+    forward, reverse = (states[d::2].index_select(1, rows[d]) for d in range(2))
+    return torch.stack([forward, reverse], 1).flatten(0, 1)
 
 
 def _layers(

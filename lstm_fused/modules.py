@@ -71,7 +71,9 @@ class LSTM(_Recurrent):
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
 
     Inputs: ``input`` [T, B, I] (unbatched [T, I]) or a PackedSequence; optionally ``hx``, the pair h_0 [L*D,
-    B, P] and c_0 [L*D, B, H] (unbatched without B), zeros by default.
+    B, P] and c_0 [L*D, B, H] (unbatched without B), zeros by default. By keyword, for a padded batch: ``lengths``, each
+    row's steps, int64 [B], unsorted; ``resets``, bool as input's first two dimensions, before which steps a row's state
+    is set back; ``reset_state``, to what instead of zeros. See ``functional.lstm``.
 
     Outputs: ``output`` [T, B, D*P], a PackedSequence if the input was, and the pair (h_n, c_n), shaped as
     ``hx``.
@@ -108,7 +110,13 @@ class LSTM(_Recurrent):
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
@@ -116,7 +124,15 @@ class LSTM(_Recurrent):
         self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
-    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
         """Runs the layers over ``input``; see the class for shapes."""
         return functional.lstm(
             input,
@@ -127,6 +143,9 @@ class LSTM(_Recurrent):
             training=self.training,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            lengths=lengths,
+            resets=resets,
+            reset_state=reset_state,
         )
 
     # RNNBase's helpers, which nn.LSTM has for pairs of states: not for forward, but for callers of nn.LSTM's.
@@ -190,12 +209,28 @@ class GRU(_Recurrent):
         super().__init__("GRU", *args, **kwargs)
 
     @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ) -> Any:
         """Runs the layers over ``input``; see ``LSTM`` for shapes."""
         return functional.gru(
             input,
@@ -206,6 +241,9 @@ class GRU(_Recurrent):
             training=self.training,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            lengths=lengths,
+            resets=resets,
+            reset_state=reset_state,
         )
 
 
