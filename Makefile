@@ -39,7 +39,7 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet rich typer hypothesis matplotlib mpmath pytest pytest-benchmark \
-	    pytest-timeout numpy "clang-format>=21,<24" mypy pre-commit ruff
+	    pytest-timeout numpy onnx onnxruntime onnxscript lightning "clang-format>=21,<24" mypy pre-commit ruff
 	touch $@
 
 # The first build installs the package in place; later ones compile only what changed.

@@ -41,7 +41,14 @@ void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, L
               "batch_sizes: expected a contiguous tensor [T] with T > 0, got ", batch_sizes.sizes());
   TORCH_CHECK(input.dim() == 2, "input: expected packed data [N, I] beside batch_sizes, got ", input.sizes());
   shape.T = batch_sizes.size(0);
-  shape.batch_sizes = batch_sizes.const_data_ptr<std::int64_t>();
+  if (batch_sizes.has_storage()) {
+    shape.batch_sizes = batch_sizes.const_data_ptr<std::int64_t>();
+  } else {  // under torch.func every argument of an operator comes wrapped for its transform
+    const auto sizes = std::make_shared<std::vector<std::int64_t>>();
+    for (std::int64_t t = 0; t < shape.T; ++t) sizes->push_back(batch_sizes.select(0, t).item<std::int64_t>());
+    shape.batch_sizes = sizes->data();
+    shape.unwrapped_batch_sizes = sizes;
+  }
   shape.B = shape.batch_sizes[0];
   shape.offsets.resize(shape.T);
   for (std::int64_t t = 0; t < shape.T; ++t) {

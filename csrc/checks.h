@@ -5,6 +5,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,7 +35,8 @@ struct LayerShape {
   int D = 1, G = 0, S = 0;        // directions, gates, values saved per unit
   int states = 0;                 // 2 where a cell state travels beside h
   bool bias = false, projected = false;
-  const std::int64_t* batch_sizes = nullptr;  // [T], owned by the caller's tensor
+  const std::int64_t* batch_sizes = nullptr;  // [T], owned by the caller's tensor, or by:
+  std::shared_ptr<const std::vector<std::int64_t>> unwrapped_batch_sizes;
   std::vector<std::int64_t> offsets;          // [T] for packed data, else empty
 
   int weights_per_direction() const { return 2 + (bias ? 2 : 0) + (projected ? 1 : 0); }

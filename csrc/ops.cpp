@@ -5,7 +5,8 @@
 // (S = 4: i f g o, or r z n and U_n h + b_hn) in the input's dtype and, for the LSTM, c_t [N, H] in float32
 // (float64 for float64 input). backward with `samples` sums the weights' gradients for each sample apart, [samples, *]
 // each; row b*samples + v belongs to sample v. `reference` is layer out of ATen operations. `segments` is what lengths
-// and resets make of a padded batch.
+// and resets make of a padded batch. `packed_layer` is layer on weights that `pack` has rearranged; it has no
+// derivative.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -35,6 +36,31 @@ Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::Tensor
   const NoAutocast no_autocast;
   return layer_forward(check_layer(cell, input, states, weights, batch_sizes, bidirectional), input, states, weights,
                        true);
+}
+
+// The shape of a layer for which no input is there yet.
+LayerShape weights_shape(const std::string& cell, at::TensorList weights, bool bidirectional) {
+  TORCH_CHECK(!weights.empty() && weights[0].defined() && weights[0].dim() == 2,
+              "weights: expected w_ih [G*H, I] first, got none such");
+  const at::Tensor one_step = at::empty({1, 1, weights[0].size(1)}, weights[0].options());
+  return check_layer(cell, one_step, {}, weights, std::nullopt, bidirectional);
+}
+
+Tensors pack_cpu(const std::string& cell, at::TensorList weights, bool bidirectional) {
+  const NoAutocast no_autocast;
+  return pack_layer(weights_shape(cell, weights, bidirectional), weights);
+}
+
+// What pack_cpu made of these weights is read by its pointers, in the layout of one instruction set.
+Tensors packed_layer_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states,
+                         at::TensorList weights, at::TensorList packed, const std::string& isa,
+                         const OptionalTensor& batch_sizes, bool bidirectional) {
+  const NoAutocast no_autocast;
+  TORCH_CHECK(isa == active_isa().name, "packed: expected weights packed for ", active_isa().name,
+              ", the active instruction set, got ones for ", isa);
+  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
+  TORCH_CHECK(!packed.empty(), "packed: expected weights packed by pack, got none");
+  return layer_forward(shape, input, states, weights, false, packed);
 }
 
 void check_like(const char* name, std::size_t index, const at::Tensor& tensor, at::IntArrayRef sizes,
@@ -156,6 +182,9 @@ TORCH_LIBRARY(lstm_fused, m) {
         "bool bidirectional, Tensor output, Tensor[] saved, bool[] needed, int samples=0) -> Tensor[]");
   m.def("reference(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
         "-> Tensor[]");
+  m.def("pack(str cell, Tensor[] weights, bool bidirectional) -> Tensor[]");
+  m.def("packed_layer(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor[] packed, str isa, "
+        "Tensor? batch_sizes, bool bidirectional) -> Tensor[]");
   m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights) -> Tensor[]");
   m.def("segments(Tensor? lengths, Tensor? resets, SymInt steps, SymInt batch, bool batch_first) "
         "-> (Tensor, Tensor, Tensor, Tensor)");
@@ -174,6 +203,8 @@ TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("backward", backward_cpu);
   m.impl("step", step_cpu);
   m.impl("segments", cut_segments);
+  m.impl("pack", pack_cpu);
+  m.impl("packed_layer", packed_layer_cpu);
 }
 
 TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("reference", reference_layer); }

@@ -23,8 +23,8 @@ void check(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at:
 
 }  // namespace
 
-BatchOfSegments cut_segments(const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets, std::int64_t T,
-                      std::int64_t B, bool batch_first) {
+BatchOfSegments cut_segments(const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets,
+                             std::int64_t T, std::int64_t B, bool batch_first) {
   const std::int64_t step = batch_first ? 1 : B, row = batch_first ? T : 1;  // strides
   at::Tensor length_values, reset_values;
   if (lengths) {

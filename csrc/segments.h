@@ -19,7 +19,7 @@ namespace lstm_fused {
 using BatchOfSegments = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // lengths: int64 [B] or none; resets: bool [T, B], [B, T] with batch_first, or none.
-BatchOfSegments cut_segments(const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets, std::int64_t T,
-                      std::int64_t B, bool batch_first);
+BatchOfSegments cut_segments(const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets,
+                             std::int64_t T, std::int64_t B, bool batch_first);
 
 }  // namespace lstm_fused

@@ -10,8 +10,22 @@
 
 from . import functional, runtime
 from .convert import convert, revert
+from .freeze import freeze
 from .modules import GRU, LSTM, GRUCell, LSTMCell
+from .truncated import truncated_bptt
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "LSTM", "GRUCell", "LSTMCell", "__version__", "convert", "functional", "revert", "runtime"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "GRUCell",
+    "LSTMCell",
+    "__version__",
+    "convert",
+    "freeze",
+    "functional",
+    "revert",
+    "runtime",
+    "truncated_bptt",
+]

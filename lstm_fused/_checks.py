@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 from torch._C import _is_any_autocast_enabled
 
@@ -74,7 +75,9 @@ def padded(
         got = type(input).__name__
         raise TypeError(f"{cell.upper()}: Expected input to be a padded Tensor beside lengths or resets, got {got}")
     if input.dim() != 3:
-        raise ValueError(f"{cell.upper()}: Expected input to be 3D beside lengths or resets, got {input.dim()}D instead")
+        raise ValueError(
+            f"{cell.upper()}: Expected input to be 3D beside lengths or resets, got {input.dim()}D instead"
+        )
     for name, value, kind in (("lengths", lengths, "int64 [B]"), ("resets", resets, "bool [T, B]")):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{cell.upper()}: Expected {name} to be a Tensor, {kind}, got {type(value).__name__}")
@@ -114,7 +117,9 @@ def packed(
             f"have shape [T] with T >= 1, got {list(batch_sizes.shape)}"
         )
     if states:
-        rows, B = 2 * L if bidirectional else L, int(batch_sizes[0])
+        # While a graph is traced, how many rows there are is not known; the operator will check.
+        traced = torch.compiler.is_compiling()
+        rows, B = 2 * L if bidirectional else L, states[0].shape[1] if traced else int(batch_sizes[0])
         _states(cell, states, (rows, B, P), (rows, B, H))
 
 

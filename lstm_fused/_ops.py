@@ -42,6 +42,8 @@ def _load() -> None:
 _load()
 _layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.layer.default
 _step: Callable[..., list[Tensor]] = torch.ops.lstm_fused.step.default
+_pack: Callable[..., list[Tensor]] = torch.ops.lstm_fused.pack.default
+_packed_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.packed_layer.default
 _segments: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = torch.ops.lstm_fused.segments.default
 
 
@@ -128,7 +130,21 @@ def _fake_backward(
     return [input.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needed, strict=True)]
 
 
+def _fake_packed_layer(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    packed: Sequence[Tensor],
+    isa: str,
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> list[Tensor]:
+    return _fake_forward(cell, input, states, weights, batch_sizes, bidirectional, save=False)
+
+
 torch.library.register_fake("lstm_fused::layer", _fake_layer)
+torch.library.register_fake("lstm_fused::packed_layer", _fake_packed_layer)
 torch.library.register_fake("lstm_fused::forward", _fake_forward)
 torch.library.register_fake("lstm_fused::backward", _fake_backward)
 torch.library.register_fake("lstm_fused::segments", _fake_segments)
@@ -173,6 +189,25 @@ def step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[T
     ``layer``.
     """
     return _step(cell, input, states, weights)
+
+
+def pack(cell: str, weights: Sequence[Tensor], bidirectional: bool) -> list[Tensor]:
+    """The weights of a layer as forward's kernels of the active instruction set read them."""
+    return _pack(cell, weights, bidirectional)
+
+
+def packed_layer(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    packed: Sequence[Tensor],
+    isa: str,
+    batch_sizes: Tensor | None,
+    bidirectional: bool,
+) -> list[Tensor]:
+    """``layer`` with its weights also as ``pack`` returned them while ``isa`` was active; it has no derivative."""
+    return _packed_layer(cell, input, states, weights, packed, isa, batch_sizes, bidirectional)
 
 
 def segments(

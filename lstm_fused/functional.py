@@ -7,7 +7,7 @@ directions (1 or 2), L layers, G gates (LSTM 4: i f g o, GRU 3: r z n).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,9 +15,26 @@ from torch._C import _is_any_autocast_enabled
 from torch.nn.functional import dropout as zero_elements
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _checks, _ops
+from . import _checks, _onnx, _ops
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
+
+
+class Packed(NamedTuple):
+    """Weights of every layer as one instruction set's kernels read them, of a module that is frozen."""
+
+    isa: str
+    layers: Sequence[Sequence[Tensor]]
+
+
+class Options(NamedTuple):
+    """What goes with the weights of a stack."""
+
+    num_layers: int
+    dropout: float
+    bidirectional: bool
+    packed: Packed | None = None
+
 
 # Input of either form; the output has the same.
 Steps = TypeVar("Steps", Tensor, PackedSequence)
@@ -36,6 +53,7 @@ def lstm(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     reset_state: tuple[Tensor, Tensor] | None = None,
+    packed: Packed | None = None,
 ) -> tuple[Steps, tuple[Tensor, Tensor]]:
     """A stack of LSTM layers (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
@@ -64,6 +82,7 @@ def lstm(
             is set back before that step, and no gradient crosses. The reverse direction is set back between the same
             steps. resets[0] discards ``hx``; those past a row's length are ignored.
         reset_state: (h [L*D, P], c [L*D, H]), the state that a reset sets, to be learned perhaps; None is zeros.
+        packed: for ``freeze``: the same weights rearranged. No gradients then.
 
     The parts between resets run side by side as rows of one batch, so resets cost nothing, rather the contrary.
 
@@ -77,7 +96,7 @@ def lstm(
         TypeError, ValueError, RuntimeError: an argument of wrong kind, shape, dtype or device, by name.
     """
     states = () if hx is None else _checks.pair("lstm", hx)
-    options = (num_layers, dropout if training else 0.0, bool(bidirectional))
+    options = Options(num_layers, dropout if training else 0.0, bool(bidirectional), packed)
     if lengths is None and resets is None and reset_state is None:
         output, (h_n, c_n) = _sequence("lstm", input, states, weights, options, batch_first)
     else:
@@ -99,6 +118,7 @@ def gru(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     reset_state: Tensor | None = None,
+    packed: Packed | None = None,
 ) -> tuple[Steps, Tensor]:
     """A stack of GRU layers (Cho et al. 2014; in PyTorch's form the reset gate acts after the product).
 
@@ -112,7 +132,7 @@ def gru(
         hx: h_0 [L*D, B, H], unbatched [L*D, H]; None is zeros.
         weights: as for ``lstm``, with 3*H rows and no w_hr.
         num_layers, dropout, training, bidirectional, batch_first, lengths, resets: as for ``lstm``.
-        reset_state: [L*D, H]; None is zeros.
+        reset_state: [L*D, H]; None is zeros. packed: as for ``lstm``.
 
     Returns:
         output [T, B, D*H], laid out as ``input``, and h_n [L*D, B, H].
@@ -120,7 +140,7 @@ def gru(
     Autocast and errors: as for ``lstm``.
     """
     states = () if hx is None else (hx,)
-    options = (num_layers, dropout if training else 0.0, bool(bidirectional))
+    options = Options(num_layers, dropout if training else 0.0, bool(bidirectional), packed)
     if lengths is None and resets is None and reset_state is None:
         output, (h_n,) = _sequence("gru", input, states, weights, options, batch_first)
     else:
@@ -163,17 +183,19 @@ def _sequence(
     input: Steps,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
-    options: tuple[int, float, bool],
+    options: Options,
     batch_first: bool,
 ) -> tuple[Steps, Sequence[Tensor]]:
     """Brings every form of input to the one the kernels take, and the results back."""
-    L, _, bidirectional = options
+    L, bidirectional = options.num_layers, options.bidirectional
     if isinstance(input, PackedSequence):
+        if _onnx.exporting():
+            raise _onnx.unsupported("a PackedSequence", "pass the padded batch and lengths=")
         data, batch_sizes, sorted_indices, unsorted_indices = input
         _checks.packed(cell, data, batch_sizes, states, weights, L, bidirectional)
         if sorted_indices is not None:
             states = [s.index_select(1, sorted_indices) for s in states]
-        output, states = _layers(cell, data, states, weights, batch_sizes, *options)
+        output, states = _layers(cell, data, states, weights, batch_sizes, options)
         if unsorted_indices is not None:
             states = [s.index_select(1, unsorted_indices) for s in states]
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
@@ -190,7 +212,7 @@ def _sequence(
     if input.dim() == 3:
         return _batched(cell, input, states, weights, options, batch_first)
     states = [s.unsqueeze(1) for s in states]
-    output, states = _layers(cell, input.unsqueeze(1), states, weights, None, *options)
+    output, states = _layers(cell, input.unsqueeze(1), states, weights, None, options)
     return output.squeeze(1), [s.squeeze(1) for s in states]
 
 
@@ -199,13 +221,14 @@ def _batched(
     input: Tensor,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
-    options: tuple[int, float, bool],
+    options: Options,
     batch_first: bool,
+    lengths: Tensor | None = None,  # in an export to ONNX
 ) -> tuple[Tensor, Sequence[Tensor]]:
     if batch_first:
-        output, states = _layers(cell, input.transpose(0, 1), states, weights, None, *options)
+        output, states = _layers(cell, input.transpose(0, 1), states, weights, lengths, options)
         return output.transpose(0, 1), states
-    return _layers(cell, input, states, weights, None, *options)
+    return _layers(cell, input, states, weights, lengths, options)
 
 
 def _segments(
@@ -213,28 +236,37 @@ def _segments(
     input: Any,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
-    options: tuple[int, float, bool],
+    options: Options,
     batch_first: bool,
     lengths: Tensor | None,
     resets: Tensor | None,
     reset_state: Sequence[Tensor],
 ) -> tuple[Any, Sequence[Tensor]]:
     """Runs what ``lengths`` and ``resets`` leave of a padded batch: each part between them is a row of its own."""
-    L, _, bidirectional = options
+    L, bidirectional = options.num_layers, options.bidirectional
     _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
+    if _onnx.exporting():
+        if resets is not None:
+            raise _onnx.unsupported("resets", "run the parts between them apart")
+        return _batched(cell, input, states, weights, options, batch_first, lengths)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     batch_sizes, data_rows, sources, endings = _ops.segments(lengths, resets, T, B, batch_first)
-    D, H, P = 2 if bidirectional else 1, weights[1].shape[0] // _ops.GATES[cell], weights[1].shape[1]
-    sizes = (P, H) if cell == "lstm" else (P,)
-    hx = states or [input.new_zeros(L * D, B, size) for size in sizes]
-    restart = reset_state or [input.new_zeros(L * D, size) for size in sizes]
+    D = 2 if bidirectional else 1
+    hx = states or _zero_states(cell, input.transpose(0, 1) if batch_first else input, weights, L, bidirectional)
+    restart = reset_state or [s.new_zeros(L * D, s.shape[2]) for s in hx]
     initial = [_take(torch.cat([s, r.unsqueeze(1)], 1), sources, D) for s, r in zip(hx, restart, strict=True)]
     data = input.flatten(0, 1).index_select(0, data_rows)
-    output, final = _layers(cell, data, initial, weights, batch_sizes, *options)
+    output, final = _layers(cell, data, initial, weights, batch_sizes, options)
     padded = output.new_zeros(T * B, output.shape[1]).index_copy(0, data_rows, output)
     ends = [_take(torch.cat([f, s.to(f.dtype)], 1), endings, D) for f, s in zip(final, hx, strict=True)]
-    return padded.unflatten(0, input.shape[:2]), ends
+    return padded.view(*input.shape[:2], output.shape[1]), ends
+
+
+def _zero_states(cell: str, x: Tensor, weights: Sequence[Tensor], L: int, bidirectional: bool) -> Sequence[Tensor]:
+    """hx for x [T, B, I]."""
+    sizes = (weights[1].shape[1], weights[1].shape[0] // _ops.GATES[cell])[: 2 if cell == "lstm" else 1]
+    return [x.new_zeros(2 * L if bidirectional else L, x.shape[1], size) for size in sizes]
 
 
 def _take(states: Tensor, rows: Tensor, D: int) -> Tensor:
@@ -250,19 +282,27 @@ def _layers(
     x: Tensor,  # [T, B, I], or packed [N, I]
     states: Sequence[Tensor],  # none, or [L*D, B, P] and for the LSTM [L*D, B, H]
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    L: int,
-    dropout: float,
-    bidirectional: bool,
+    batch_sizes: Tensor | None,  # the lengths of rows, in an export to ONNX
+    options: Options,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     if _is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         return cast(
             "tuple[Tensor, Sequence[Tensor]]",
-            _autocast(_layers, cell, x, states, weights, batch_sizes, L, dropout, bidirectional),
+            _autocast(_layers, cell, x, states, weights, batch_sizes, options._replace(packed=None)),
         )
-    if L == 1:
+    L, dropout, bidirectional, packed = options
+    if not states and batch_sizes is None and torch.compiler.is_exporting() and not _onnx.exporting():
+        states = _zero_states(cell, x, weights, L, bidirectional)  # AOTInductor takes an empty list for None
+    if L == 1 and not packed and not _onnx.exporting():
         output, *finals = _ops.layer(cell, x, states, weights, batch_sizes, bidirectional)
         return output, finals
+
+    def layer(k: int, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+        if _onnx.exporting():
+            return _onnx.layer(cell, x, states, weights, batch_sizes, bidirectional)
+        if packed:
+            return _ops.packed_layer(cell, x, states, weights, packed.layers[k], packed.isa, batch_sizes, bidirectional)
+        return _ops.layer(cell, x, states, weights, batch_sizes, bidirectional)
 
     per_layer = len(weights) // L
     initial = [torch.split(s, 2 if bidirectional else 1) for s in states]
@@ -271,12 +311,16 @@ def _layers(
         if dropout and k:
             x = zero_elements(x, dropout)
         layer_weights = weights[k * per_layer : (k + 1) * per_layer]
-        x, *finals = _ops.layer(cell, x, [s[k] for s in initial], layer_weights, batch_sizes, bidirectional)
+        x, *finals = layer(k, x, [s[k] for s in initial], layer_weights)
         final.append(finals)
     return x, [torch.cat(s) for s in zip(*final, strict=True)]
 
 
 def _step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    if _onnx.exporting() and input.dim() == 2:
+        _checks.step(cell, input, states, weights)
+        _, *finals = _onnx.layer(cell, input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights, None, False)
+        return [s.squeeze(0) for s in finals]
     if isinstance(input, Tensor) and input.dim() == 2:
         try:  # as in _sequence
             if _is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):

@@ -34,6 +34,34 @@ class _Recurrent(RNNBase):
         except KeyError:  # a parametrisation, weight_norm, pruning: what the name stands for is computed
             return [getattr(self, name) for name in self._flat_weights_names]
 
+    def step(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        """One time step of a stream, or of a policy in its environment: what forward gives for a sequence of one.
+
+        Args:
+            input: [B, I], or unbatched [I], whatever ``batch_first``.
+            hx: the state that the last step returned; None is zeros.
+
+        Returns:
+            (output [B, P], unbatched [P], the next hx).
+
+        Raises:
+            ValueError: the layer is bidirectional: its reverse direction begins at the end.
+        """
+        if self.bidirectional:
+            raise ValueError(
+                "step: expected one direction, got a bidirectional layer: its reverse one begins at the end"
+            )
+        run = functional.lstm if self.mode == "LSTM" else functional.gru
+        output, hx = run(
+            input.unsqueeze(0),
+            hx,
+            self._weights(),
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+        )
+        return output.squeeze(0), hx
+
     @property
     def _flat_weights(self) -> list[Tensor | None]:  # type: ignore[override]
         return [getattr(self, name, None) for name in self._flat_weights_names]

@@ -15,8 +15,12 @@ namespace lstm_fused {
 
 // [output, h_n, (c_n)], followed by what backward needs if `save`: per direction, the activated gates
 // [N, S*H] and for cells with a cell state c_t [N, H] in the compute type.
+// `packed` are the weights as pack_layer left them; without them a call packs them itself.
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
-                                      at::TensorList weights, bool save);
+                                      at::TensorList weights, bool save, at::TensorList packed = {});
+
+// The weights as forward's kernel of the active instruction set reads them: per direction W, U, (W_hr).
+std::vector<at::Tensor> pack_layer(const LayerShape& shape, at::TensorList weights);
 
 // Whether one step of few rows: done on the weights as they lie in memory.
 bool single_step(const LayerShape& shape);

@@ -21,6 +21,59 @@ namespace {
 // cache when the recurrence takes it.
 constexpr std::int64_t chunk_rows = 96;
 
+// Elements of a direction's packed matrices: W, U, (W_hr).
+template <class Storage>
+std::vector<std::int64_t> packed_sizes(const LayerShape& shape, const CellKernels<Storage>& kernels) {
+  const std::int64_t rows = divide_up(shape.H, kernels.unit_panel) * kernels.unit_panel * shape.G;
+  std::vector<std::int64_t> sizes = {rows * shape.I, rows * shape.P};
+  if (shape.projected) sizes.push_back(divide_up(shape.P, kernels.output_panel) * kernels.output_panel * shape.H);
+  return sizes;
+}
+
+// The weights of every direction as the forward kernel reads them, panel by panel.
+template <class Storage>
+class Packing {
+  using Compute = compute_t<Storage>;
+
+ public:
+  Packing(const LayerShape& layer_shape, const CellKernels<Storage>& cell_kernels, at::TensorList weights,
+          const at::TensorOptions& options)
+      : shape(layer_shape), kernels(cell_kernels) {
+    for (int d = 0; d < shape.D; ++d) {
+      const DirectionWeights w = direction_weights(shape, weights, d);
+      const at::Tensor* const matrices[] = {&w.w_ih, &w.w_hh, &w.w_hr};
+      for (std::size_t k = 0; k < sizes.size(); ++k) {
+        from.push_back(matrices[k]->contiguous());
+        packed.push_back(at::empty({sizes[k]}, options));
+      }
+    }
+  }
+
+  // How often pack is to be called, each time with another index. Both matrices of a panel come one after the other:
+  // where units are split, the worker that packs them is the one that will read them.
+  std::int64_t count() const { return shape.D * in_a_direction; }
+  void pack(std::int64_t index) const {
+    const std::size_t first = index / in_a_direction * sizes.size();
+    const std::int64_t i = index % in_a_direction;
+    const auto source = [&](int k) { return data<Storage>(from[first + k]); };
+    const auto to = [&](int k) { return mutable_data<Compute>(packed[first + k]); };
+    if (i >= 2 * panels) kernels.pack_columns(source(2), shape.P, shape.H, i - 2 * panels, to(2));
+    else if (i % 2 == 0) kernels.pack_gates(source(0), shape.H, shape.I, i / 2, to(0));
+    else kernels.pack_gates(source(1), shape.H, shape.P, i / 2, to(1));
+  }
+
+  std::vector<at::Tensor> packed;  // per direction W, U, (W_hr)
+
+ private:
+  const LayerShape& shape;
+  const CellKernels<Storage>& kernels;
+  const std::vector<std::int64_t> sizes = packed_sizes(shape, kernels);
+  std::vector<at::Tensor> from;
+  const std::int64_t panels = divide_up(shape.H, kernels.unit_panel);
+  const std::int64_t outputs = shape.projected ? divide_up(shape.P, kernels.output_panel) : 0;
+  const std::int64_t in_a_direction = 2 * panels + outputs;
+};
+
 template <class Storage>
 struct ForwardLayer {
   using Compute = compute_t<Storage>;
@@ -29,6 +82,7 @@ struct ForwardLayer {
   const LayerShape& shape;
   const at::Tensor input;  // [N, I]
   at::TensorList states, weights;
+  at::TensorList packed;  // the weights, by pack_layer; empty: packed at every call
   const bool save;
   const at::TensorOptions storage_options = input.options(),
                           compute_options = input.options().dtype(compute_type(input));
@@ -112,49 +166,48 @@ struct ForwardLayer {
   }
 
   void run_recurrence() {
-    const std::int64_t panels = divide_up(shape.H, kernels.unit_panel);
-    const std::int64_t outputs = shape.projected ? divide_up(shape.P, kernels.output_panel) : 0;
-    const std::int64_t width = shape.G * kernels.unit_panel;
-    struct Direction {
-      const Storage *W, *U, *W_hr;
-      Compute *packed_W, *packed_U, *packed_W_hr;
-    };
-    std::vector<Direction> directions(shape.D);
+    std::optional<Packing<Storage>> packing;
+    if (packed.empty()) packing.emplace(shape, kernels, weights, compute_options);
+    const at::TensorList matrices = packing ? at::TensorList(packing->packed) : packed;
+    const std::vector<std::int64_t> sizes = packed_sizes(shape, kernels);
+    TORCH_CHECK(matrices.size() == shape.D * sizes.size(), "packed: expected ", shape.D * sizes.size(),
+                " tensors, got ", matrices.size());
     for (int d = 0; d < shape.D; ++d) {
-      const DirectionWeights w = direction_weights(shape, weights, d);
-      const auto packed = [&](std::int64_t size) {
-        return mutable_data<Compute>(keep(at::empty({size}, compute_options)));
+      const auto matrix = [&](int k) {
+        const at::Tensor& found = matrices[d * sizes.size() + k];
+        TORCH_CHECK(found.is_contiguous() && found.numel() == sizes[k] && found.scalar_type() == compute_type(input),
+                    "packed: expected ", sizes[k], " elements of ", compute_type(input), ", got ", found.numel(),
+                    " of ", found.scalar_type());
+        return data<Compute>(found);
       };
-      Direction& to = directions[d];
-      to.W = data<Storage>(keep(w.w_ih.contiguous()));
-      to.U = data<Storage>(keep(w.w_hh.contiguous()));
-      args[d].input_weights = to.packed_W = packed(panels * shape.I * width);
-      args[d].recurrent = to.packed_U = packed(panels * shape.P * width);
-      if (!shape.projected) continue;
-      to.W_hr = data<Storage>(keep(w.w_hr.contiguous()));
-      args[d].projection = to.packed_W_hr = packed(outputs * shape.H * kernels.output_panel);
+      args[d].input_weights = matrix(0);
+      args[d].recurrent = matrix(1);
+      if (shape.projected) args[d].projection = matrix(2);
     }
-    // Both matrices of a panel by one worker: where units are split, by the one that will read them.
-    const std::int64_t in_a_direction = 2 * panels + outputs;
-    const auto pack = [&](std::int64_t index) {
-      const Direction& to = directions[index / in_a_direction];
-      const std::int64_t i = index % in_a_direction;
-      if (i >= 2 * panels) kernels.pack_columns(to.W_hr, shape.P, shape.H, i - 2 * panels, to.packed_W_hr);
-      else if (i % 2 == 0) kernels.pack_gates(to.W, shape.H, shape.I, i / 2, to.packed_W);
-      else kernels.pack_gates(to.U, shape.H, shape.P, i / 2, to.packed_U);
-    };
     const double gates = static_cast<double>(shape.G * shape.H) / plan.units;  // of one worker
-    const double apart_ns = gates * (shape.I + shape.P) * shape.D / plan.rows +  // packing, at a nanosecond an element
-                            product_ns(gates * shape.I * args[0].chunk_steps * shape.B / plan.rows, recurrence.lanes);
-    run_plan(plan, recurrence, kernels.unit_panel, kernels.output_panel, apart_ns, shape.D * in_a_direction, pack,
-             [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier); });
+    const double packing_ns = packing ? gates * (shape.I + shape.P) * shape.D / plan.rows : 0;  // a nanosecond each
+    const double apart_ns =
+        packing_ns + product_ns(gates * shape.I * args[0].chunk_steps * shape.B / plan.rows, recurrence.lanes);
+    run_plan(
+        plan, recurrence, kernels.unit_panel, kernels.output_panel, apart_ns, packing ? packing->count() : 0,
+        [&](std::int64_t i) { packing->pack(i); },
+        [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier); });
   }
 };
 
 }  // namespace
 
+std::vector<at::Tensor> pack_layer(const LayerShape& shape, at::TensorList weights) {
+  return with_storage(weights[0].scalar_type(), [&](auto storage) {
+    const auto kernels = active_isa().kernels<decltype(storage)>(shape.cell);
+    Packing<decltype(storage)> packing(shape, kernels, weights, weights[0].options().dtype(compute_type(weights[0])));
+    for (std::int64_t i = 0; i < packing.count(); ++i) packing.pack(i);
+    return packing.packed;
+  });
+}
+
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
-                                      at::TensorList weights, bool save) {
+                                      at::TensorList weights, bool save, at::TensorList packed) {
   if (single_step(shape)) {
     std::vector<at::Tensor> results = step_forward(shape, input, states, weights, save);
     const at::Tensor output = at::empty(shape.output_sizes(), input.options());
@@ -168,6 +221,7 @@ std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor&
                                 .input = input.reshape({shape.N, shape.I}).contiguous(),
                                 .states = states,
                                 .weights = weights,
+                                .packed = packed,
                                 .save = save};
     return layer.run();
   });
