@@ -84,7 +84,7 @@ def lstm(
         reset_state: (h [L*D, P], c [L*D, H]), the state that a reset sets, to be learned perhaps; None is zeros.
         packed: for ``freeze``: the same weights rearranged. No gradients then.
 
-    The parts between resets run side by side as rows of one batch, so resets cost nothing, rather the contrary.
+    The parts between resets run side by side, as rows of one batch.
 
     Returns:
         output [T, B, D*P], laid out as ``input``, and (h_n [L*D, B, P], c_n [L*D, B, H]).
@@ -252,15 +252,26 @@ def _segments(
         return _batched(cell, input, states, weights, options, batch_first, lengths)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     batch_sizes, data_rows, sources, endings = _ops.segments(lengths, resets, T, B, batch_first)
+    traced = torch.compiler.is_compiling()  # then numbers in tensors decide nothing, and shapes come from states
+    nothing_cut = not traced and data_rows.shape[0] == T * B and sources.shape[1] == B
+    if nothing_cut and (resets is None or not states or not (resets[:, 0] if batch_first else resets[0]).any()):
+        return _batched(cell, input, states, weights, options, batch_first)
+
     D = 2 if bidirectional else 1
+    from_zero = not (states or reset_state or traced)
     hx = states or _zero_states(cell, input.transpose(0, 1) if batch_first else input, weights, L, bidirectional)
-    restart = reset_state or [s.new_zeros(L * D, s.shape[2]) for s in hx]
-    initial = [_take(torch.cat([s, r.unsqueeze(1)], 1), sources, D) for s, r in zip(hx, restart, strict=True)]
+    initial: Sequence[Tensor] = ()
+    if not from_zero:
+        restart = reset_state or [s.new_zeros(L * D, s.shape[2]) for s in hx]
+        initial = [_take(torch.cat([s, r.unsqueeze(1)], 1), sources, D) for s, r in zip(hx, restart, strict=True)]
     data = input.flatten(0, 1).index_select(0, data_rows)
     output, final = _layers(cell, data, initial, weights, batch_sizes, options)
-    padded = output.new_zeros(T * B, output.shape[1]).index_copy(0, data_rows, output)
-    ends = [_take(torch.cat([f, s.to(f.dtype)], 1), endings, D) for f, s in zip(final, hx, strict=True)]
-    return padded.view(*input.shape[:2], output.shape[1]), ends
+    sizes = (T * B, output.shape[1])
+    padded = output.new_empty(sizes) if lengths is None else output.new_zeros(sizes)
+    padded.index_copy_(0, data_rows, output)
+    if lengths is not None:  # a row without a step ends as it began
+        final = [torch.cat([f, s.to(f.dtype)], 1) for f, s in zip(final, hx, strict=True)]
+    return padded.view(*input.shape[:2], output.shape[1]), [_take(f, endings, D) for f in final]
 
 
 def _zero_states(cell: str, x: Tensor, weights: Sequence[Tensor], L: int, bidirectional: bool) -> Sequence[Tensor]:
