@@ -182,12 +182,12 @@ def draw(runs: dict[str, Run], title: str, path: Path) -> None:
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=2, help="Training steps of each layer.")] = 1000,
+    steps: Annotated[int, typer.Option(min=2, help="Training steps of each layer.")] = 2000,
     cell: Annotated[str, typer.Option(help="lstm or gru.")] = "lstm",
-    batch: Annotated[int, typer.Option(min=1, help="B.")] = 16,
-    seq_len: Annotated[int, typer.Option(min=1, help="T.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="B.")] = 8,
+    seq_len: Annotated[int, typer.Option(min=1, help="T.")] = 100,
     embedding: Annotated[int, typer.Option(min=1, help="Size of the character embedding.")] = 64,
-    hidden: Annotated[int, typer.Option(min=1, help="H.")] = 256,
+    hidden: Annotated[int, typer.Option(min=1, help="H.")] = 128,
     layers: Annotated[int, typer.Option(min=1, help="Stacked layers.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 4e-3,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: 2, or torch's if fewer.")] = None,
