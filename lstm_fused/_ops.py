@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,10 +138,9 @@ def _fake_packed_layer(
     weights: Sequence[Tensor],
     packed: Sequence[Tensor],
     isa: str,
-    batch_sizes: Tensor | None,
-    bidirectional: bool,
+    *rest: Any,
 ) -> list[Tensor]:
-    return _fake_forward(cell, input, states, weights, batch_sizes, bidirectional, save=False)
+    return _fake_layer(cell, input, states, weights, *rest)
 
 
 torch.library.register_fake("lstm_fused::layer", _fake_layer)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from . import _ops, functional, runtime
 from .modules import GRU, LSTM
@@ -25,7 +26,7 @@ def freeze(module: nn.Module) -> nn.Module:
         module: a model in any mode, or a layer itself; it is left as it is. ``torch.nn``'s layers: ``convert`` first.
 
     Returns:
-        A deep copy in eval mode, without gradients, whose layers are ``FrozenLayer``.
+        A deep copy in eval mode, without gradients, whose layers are ``FrozenLayer``; their hooks are not kept.
 
     Raises:
         TypeError: ``module`` is not a ``torch.nn.Module``.
@@ -39,7 +40,9 @@ def freeze(module: nn.Module) -> nn.Module:
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, (LSTM, GRU)):
-                setattr(parent, name, frozen.setdefault(child, FrozenLayer(child)))
+                if child not in frozen:
+                    frozen[child] = FrozenLayer(child)
+                setattr(parent, name, frozen[child])
     return copied
 
 
@@ -50,8 +53,8 @@ class FrozenLayer(nn.Module):
     nor any change to its own buffers: change the layer, then freeze that again.
 
     Raises:
-        RuntimeError: on training mode, on an input or state that requires a gradient while gradients are enabled, on
-            loading a state_dict, on a change of dtype or device, and where another instruction set has been made the
+        RuntimeError: on training mode, on a tensor that requires a gradient while gradients are enabled, on loading
+            a state_dict, on a change of dtype or device, and where another instruction set has been made the
             active one since.
         AttributeError: when one of its attributes is set.
     """
@@ -78,8 +81,11 @@ class FrozenLayer(nn.Module):
 
     def forward(self, input: Any, hx: Any = None, **segments: Any) -> Any:
         """As the layer's: ``input``, ``hx``, and by keyword ``lengths``, ``resets`` and ``reset_state``."""
-        given = [input, *(hx if isinstance(hx, (tuple, list)) else [hx])]
-        if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given):
+        return self._run(input, hx, batch_first=self.batch_first, **segments)
+
+    def _run(self, input: Any, hx: Any, **options: Any) -> Any:
+        given = tree_leaves((input, hx, options)) if torch.is_grad_enabled() else []
+        if any(isinstance(t, Tensor) and t.requires_grad for t in given):
             raise RuntimeError("frozen layer: it has no gradients; call it under torch.no_grad(), or train the layer")
         run: Callable[..., Any] = functional.lstm if self.mode == "lstm" else functional.gru
         return run(
@@ -88,17 +94,15 @@ class FrozenLayer(nn.Module):
             self.weights,
             num_layers=self.layers,
             bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
             packed=self.packed,
-            **segments,
+            **options,
         )
 
     def step(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """As the layer's ``step``."""
         if self.bidirectional:
             raise ValueError("step: expected one direction, got a bidirectional layer")
-        run: Callable[..., Any] = functional.lstm if self.mode == "lstm" else functional.gru
-        output, hx = run(input.unsqueeze(0), hx, self.weights, num_layers=self.layers, packed=self.packed)
+        output, hx = self._run(input.unsqueeze(0), hx)
         return output.squeeze(0), hx
 
     def train(self, mode: bool = True) -> FrozenLayer:

@@ -33,7 +33,6 @@ def same_bits(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_same_bits(kind: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     ours, _ = pair(kind, I, H, dtype=dtype, **options)
-    frozen = lstm_fused.freeze(ours)
     ours.eval()
     rows = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
     x = torch.randn(T, B, I, dtype=dtype)
@@ -75,6 +74,15 @@ def test_it_refuses_to_change(kind: str) -> None:
     assert frozen.eval() is frozen and not frozen.training and not list(frozen.parameters())
     with pytest.raises(RuntimeError, match="no gradients"):
         frozen(x.clone().requires_grad_())
+    with pytest.raises(RuntimeError, match="no gradients"):
+        frozen.step(x[0].clone().requires_grad_())
+    sequence = packed(I, [2, 3])
+    with pytest.raises(RuntimeError, match="no gradients"):
+        frozen(sequence._replace(data=sequence.data.requires_grad_()))
+    restart = states(kind, 1, H=H)
+    tensors(restart)[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="no gradients"):
+        frozen(x, resets=torch.zeros(T, B, dtype=torch.bool), reset_state=restart)
     with torch.no_grad():
         frozen(x.clone().requires_grad_())
     with pytest.raises(AttributeError, match="weight_hh_l0 cannot be set"):
