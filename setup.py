@@ -24,6 +24,7 @@ SOURCES = [
     "csrc/segments.cpp",
     "csrc/cpu/layer_forward.cpp",
     "csrc/cpu/layer_backward.cpp",
+    "csrc/cpu/layer_recompute.cpp",
     "csrc/cpu/layer_step.cpp",
     "csrc/cpu/runtime.cpp",
     "csrc/cpu/plan.cpp",

@@ -47,7 +47,7 @@ bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList 
 class LayerNode : public Node {
  public:
   std::string cell;
-  bool bidirectional = false;
+  LayerOptions options;
   std::size_t states = 0, weights = 0;
   std::vector<SavedVariable> kept;
 
@@ -87,7 +87,10 @@ class LayerBackward : public LayerNode {
   // Compiled autograd: what decides the trace, and the trace with stand-ins for the tensors.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     args.collect(cell);
-    args.collect(bidirectional);
+    args.collect(options.bidirectional);
+    args.collect(options.cell_clip);
+    args.collect(options.grad_clip);
+    args.collect(options.recompute);
     args.collect(static_cast<std::uint64_t>(states));
     args.collect(static_cast<std::uint64_t>(weights));
     args.collect(kept, true);
@@ -109,9 +112,9 @@ class LayerBackward : public LayerNode {
     for (const at::Tensor& grad : grads) given.push_back(optional(grad));
     c10::List<bool> needed;
     for (std::size_t i = 0; i < inputs; ++i) needed.push_back(task_should_compute_output(i));
-    Tensors results =
-        backward_op().call(cell, given, tensors[0], all.slice(3, states), all.slice(3 + states, weights),
-                           optional(tensors[1]), bidirectional, tensors[2], all.slice(2 + inputs), needed, 0);
+    Tensors results = backward_op().call(cell, given, tensors[0], all.slice(3, states), all.slice(3 + states, weights),
+                                         optional(tensors[1]), options.bidirectional, options.cell_clip,
+                                         options.grad_clip, tensors[2], all.slice(2 + inputs), needed, 0);
     for (std::size_t i = 0; i < inputs; ++i)
       if (!needed[i]) results[i] = at::Tensor();
     return results;
@@ -152,7 +155,7 @@ class LayerBackwardBackward : public LayerNode {
                             Tensors(next + 1, next + 1 + states),
                             Tensors(next + 1 + states, sources.end()),
                             batch_sizes,
-                            bidirectional,
+                            options,
                             needed,
                             samples};
     const Tensors gradients = reference_backward(call);
@@ -172,12 +175,31 @@ class LayerBackwardBackward : public LayerNode {
   }
 };
 
+// A limited gradient is that of no function, so that there is none whose tangents could be taken.
+void check_forward_mode(const std::optional<double>& grad_clip) {
+  TORCH_CHECK(!grad_clip, "grad_clip: expected None in forward mode, got ", *grad_clip,
+              ": what it makes of a gradient is not the derivative of the layer");
+}
+
 // Tangents of the results, from those of the inputs.
 void add_tangents(Tensors& results, const std::string& cell, const at::Tensor& input, at::TensorList states,
-                  at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional) {
-  const Tensors dual = reference_layer(cell, input, states, weights, batch_sizes, bidirectional);
+                  at::TensorList weights, const OptionalTensor& batch_sizes, const LayerOptions& options,
+                  const std::vector<std::size_t>& differentiable) {
+  check_forward_mode(options.grad_clip);
+  const Tensors dual = reference_layer(cell, input, states, weights, batch_sizes, options);
   for (std::size_t i = 0; i < dual.size(); ++i)
-    if (has_tangent(dual[i])) results[i]._set_fw_grad(dual[i]._fw_grad(0), 0, false);
+    if (has_tangent(dual[i])) results[differentiable[i]]._set_fw_grad(dual[i]._fw_grad(0), 0, false);
+}
+
+// Of forward's results: output, h_n, (c_n, and per direction c_t among what is saved).
+std::vector<std::size_t> differentiable_results(const std::string& cell, const LayerOptions& options) {
+  const std::size_t states = find_cell(cell).states();
+  std::vector<std::size_t> indices;
+  for (std::size_t i = 0; i <= states; ++i) indices.push_back(i);
+  const std::size_t saved = options.recompute ? states - 1 : states;  // by direction, c_t the last of them
+  if (states == 2)
+    for (std::size_t d = 1; d <= (options.bidirectional ? 2u : 1u); ++d) indices.push_back(states + d * saved);
+  return indices;
 }
 
 }  // namespace
@@ -188,63 +210,72 @@ bool is_differentiated(const at::Tensor& input, at::TensorList states, at::Tenso
 }
 
 std::vector<at::Tensor> forward_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
-                                         at::TensorList weights, const OptionalTensor& batch_sizes,
-                                         bool bidirectional) {
+                                         at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional,
+                                         std::optional<double> cell_clip, std::optional<double> grad_clip,
+                                         bool recompute) {
+  const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
   static const auto op = find_op<ForwardOp>("lstm_fused::forward");
   Tensors results;
   {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    results = op.call(cell, input, states, weights, batch_sizes, bidirectional);
+    results = op.call(cell, input, states, weights, batch_sizes, bidirectional, cell_clip, grad_clip, recompute);
   }
   const std::size_t visible = 1 + find_cell(cell).states();
+  const std::vector<std::size_t> differentiable = differentiable_results(cell, options);
   if (needs_graph(input, states, weights)) {
     const auto node = make_node<LayerBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(input, states, weights));
     node->cell = cell;
-    node->bidirectional = bidirectional;
+    node->options = options;
     node->states = states.size();
     node->weights = weights.size();
-    for (std::size_t i = 0; i < visible; ++i) torch::autograd::set_history(results[i], node);
+    for (const std::size_t i : differentiable) torch::autograd::set_history(results[i], node);
     node->kept.reserve(3 + states.size() + weights.size() + results.size() - visible);
     node->keep(input);
     node->keep(batch_sizes.value_or(at::Tensor()));
     node->keep(results[0], true);
     node->keep(states);
     node->keep(weights);
-    node->keep(at::TensorList(results).slice(visible));
+    for (std::size_t i = visible; i < results.size(); ++i) node->keep(results[i], results[i].requires_grad());
   }
   if (any_of(input, states, weights, has_tangent))
-    add_tangents(results, cell, input, states, weights, batch_sizes, bidirectional);
+    add_tangents(results, cell, input, states, weights, batch_sizes, options, differentiable);
   return results;
 }
 
 std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
-                                       at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional) {
+                                       at::TensorList weights, const OptionalTensor& batch_sizes, bool bidirectional,
+                                       std::optional<double> cell_clip, std::optional<double> grad_clip,
+                                       bool recompute) {
   TORCH_CHECK(input.defined(), "input: expected a tensor, got none");
   // Checked here because a tensor on another device would already have chosen another kernel.
   TORCH_CHECK(!batch_sizes.has_value() || !batch_sizes->defined() || batch_sizes->device().is_cpu(),
               "batch_sizes: expected a CPU tensor, got one on ", batch_sizes->device());
   if (is_differentiated(input, states, weights)) {
-    Tensors results = forward_autograd(cell, input, states, weights, batch_sizes, bidirectional);
+    Tensors results =
+        forward_autograd(cell, input, states, weights, batch_sizes, bidirectional, cell_clip, grad_clip, recompute);
     results.resize(1 + find_cell(cell).states());
     return results;
   }
   static const auto op = find_op<ForwardOp>("lstm_fused::layer");
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return op.call(cell, input, states, weights, batch_sizes, bidirectional);
+  return op.call(cell, input, states, weights, batch_sizes, bidirectional, cell_clip, grad_clip, recompute);
 }
 
 std::vector<at::Tensor> backward_autograd(const std::string& cell, const c10::List<OptionalTensor>& grads,
                                           const at::Tensor& input, at::TensorList states, at::TensorList weights,
                                           const OptionalTensor& batch_sizes, bool bidirectional,
+                                          std::optional<double> cell_clip, std::optional<double> grad_clip,
                                           const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
                                           std::int64_t samples) {
+  const LayerOptions options{bidirectional, cell_clip, grad_clip};
   Tensors given;
   for (const OptionalTensor& grad : grads) given.push_back(grad.value_or(at::Tensor()));
   const std::vector<bool> wanted(needed.begin(), needed.end());
   if (any_of(input, states, weights, has_tangent) || std::any_of(given.begin(), given.end(), has_tangent)) {
-    Tensors results = reference_backward(
-        {cell, given, input, states.vec(), weights.vec(), batch_sizes, bidirectional, wanted, samples});
+    check_forward_mode(grad_clip);
+    Tensors results =
+        reference_backward({cell, given, input, states.vec(), weights.vec(), batch_sizes, options, wanted, samples});
     for (at::Tensor& result : results)
       if (!result.defined()) result = input.new_empty({0});  // an op's results are always defined
     return results;
@@ -252,15 +283,15 @@ std::vector<at::Tensor> backward_autograd(const std::string& cell, const c10::Li
   Tensors results;
   {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    results = backward_op().call(cell, grads, input, states, weights, batch_sizes, bidirectional, output, saved, needed,
-                                 samples);
+    results = backward_op().call(cell, grads, input, states, weights, batch_sizes, bidirectional, cell_clip, grad_clip,
+                                 output, saved, needed, samples);
   }
   if (at::GradMode::is_enabled() &&
       (any_of(input, states, weights, requires_grad) || std::any_of(given.begin(), given.end(), requires_grad))) {
     const auto node = make_node<LayerBackwardBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(at::TensorList(given), input, states, weights));
     node->cell = cell;
-    node->bidirectional = bidirectional;
+    node->options = options;
     node->states = states.size();
     node->weights = weights.size();
     node->needed = wanted;

@@ -18,15 +18,18 @@ bool is_differentiated(const at::Tensor& input, at::TensorList states, at::Tenso
 
 std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                        at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
-                                       bool bidirectional);
+                                       bool bidirectional, std::optional<double> cell_clip,
+                                       std::optional<double> grad_clip, bool recompute);
 
 std::vector<at::Tensor> forward_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                          at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
-                                         bool bidirectional);
+                                         bool bidirectional, std::optional<double> cell_clip,
+                                         std::optional<double> grad_clip, bool recompute);
 
 std::vector<at::Tensor> backward_autograd(const std::string& cell, const c10::List<std::optional<at::Tensor>>& grads,
                                           const at::Tensor& input, at::TensorList states, at::TensorList weights,
                                           const std::optional<at::Tensor>& batch_sizes, bool bidirectional,
+                                          std::optional<double> cell_clip, std::optional<double> grad_clip,
                                           const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
                                           std::int64_t samples);
 

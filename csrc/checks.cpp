@@ -63,6 +63,11 @@ void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, L
               shape.N);
 }
 
+double check_clip(const char* name, const std::optional<double>& clip) {
+  TORCH_CHECK(!clip || *clip > 0, name, ": expected a number above 0, or None, got ", clip.value_or(0));
+  return clip.value_or(no_clip<double>);
+}
+
 void check_weights(const at::Tensor& input, at::TensorList weights, LayerShape& shape) {
   const int count = static_cast<int>(weights.size());
   const int per_direction = count / shape.D;
@@ -109,14 +114,18 @@ std::vector<std::int64_t> LayerShape::output_sizes() const {
 }
 
 LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
-                       const std::optional<at::Tensor>& batch_sizes, bool bidirectional) {
+                       const std::optional<at::Tensor>& batch_sizes, const LayerOptions& options) {
   LayerShape shape;
   shape.cell = cell;
-  shape.D = bidirectional ? 2 : 1;
+  shape.D = options.bidirectional ? 2 : 1;
   const CellInfo info = find_cell(cell);
   shape.G = info.gates;
   shape.S = info.saved;
   shape.states = info.states();
+  shape.cell_clip = check_clip("cell_clip", options.cell_clip);
+  shape.grad_clip = check_clip("grad_clip", options.grad_clip);
+  TORCH_CHECK(info.carries_cell || !options.cell_clip, "cell_clip: expected none for cell ", cell,
+              ", which has no cell state, got ", options.cell_clip.value_or(0));
   TORCH_CHECK(input.defined(), "input: expected a tensor, got none");
   TORCH_CHECK(input.layout() == at::kStrided, "input: expected a dense tensor, got layout ", input.layout());
   const at::ScalarType dtype = input.scalar_type();

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "recurrence.h"
+
 namespace lstm_fused {
 
 // The weights of one direction; undefined tensors where the layer has none.
@@ -28,6 +30,13 @@ struct CellInfo {
 };
 CellInfo find_cell(const std::string& name);
 
+// What a call says beside its tensors.
+struct LayerOptions {
+  bool bidirectional = false;
+  std::optional<double> cell_clip, grad_clip;  // limits of c_t, and of gradients before the activations
+  bool recompute = false;                      // no gates are kept for backward
+};
+
 struct LayerShape {
   std::string cell;
   std::int64_t T = 0, B = 0, I = 0, H = 0, P = 0;
@@ -35,6 +44,8 @@ struct LayerShape {
   int D = 1, G = 0, S = 0;        // directions, gates, values saved per unit
   int states = 0;                 // 2 where a cell state travels beside h
   bool bias = false, projected = false;
+  bool reverse = false;           // with one direction: whether it is the second of a layer
+  double cell_clip = no_clip<double>, grad_clip = no_clip<double>;
   const std::int64_t* batch_sizes = nullptr;  // [T], owned by the caller's tensor, or by:
   std::shared_ptr<const std::vector<std::int64_t>> unwrapped_batch_sizes;
   std::vector<std::int64_t> offsets;          // [T] for packed data, else empty
@@ -49,7 +60,7 @@ class NoAutocast {
 };
 
 LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
-                       const std::optional<at::Tensor>& batch_sizes, bool bidirectional);
+                       const std::optional<at::Tensor>& batch_sizes, const LayerOptions& options);
 
 DirectionWeights direction_weights(const LayerShape& shape, at::TensorList weights, int direction);
 

@@ -25,17 +25,21 @@ using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
 
 Tensors layer_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
-                  const OptionalTensor& batch_sizes, bool bidirectional) {
+                  const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
+                  std::optional<double> grad_clip, bool recompute) {
   const NoAutocast no_autocast;
-  return layer_forward(check_layer(cell, input, states, weights, batch_sizes, bidirectional), input, states, weights,
-                       false);
+  const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
+  return layer_forward(check_layer(cell, input, states, weights, batch_sizes, options), input, states, weights,
+                       Save::nothing);
 }
 
 Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
-                    const OptionalTensor& batch_sizes, bool bidirectional) {
+                    const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
+                    std::optional<double> grad_clip, bool recompute) {
   const NoAutocast no_autocast;
-  return layer_forward(check_layer(cell, input, states, weights, batch_sizes, bidirectional), input, states, weights,
-                       true);
+  const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
+  return layer_forward(check_layer(cell, input, states, weights, batch_sizes, options), input, states, weights,
+                       recompute ? Save::states : Save::gates);
 }
 
 // The shape of a layer for which no input is there yet.
@@ -43,7 +47,7 @@ LayerShape weights_shape(const std::string& cell, at::TensorList weights, bool b
   TORCH_CHECK(!weights.empty() && weights[0].defined() && weights[0].dim() == 2,
               "weights: expected w_ih [G*H, I] first, got none such");
   const at::Tensor one_step = at::empty({1, 1, weights[0].size(1)}, weights[0].options());
-  return check_layer(cell, one_step, {}, weights, std::nullopt, bidirectional);
+  return check_layer(cell, one_step, {}, weights, std::nullopt, {bidirectional});
 }
 
 Tensors pack_cpu(const std::string& cell, at::TensorList weights, bool bidirectional) {
@@ -54,13 +58,13 @@ Tensors pack_cpu(const std::string& cell, at::TensorList weights, bool bidirecti
 // What pack_cpu made of these weights is read by its pointers, in the layout of one instruction set.
 Tensors packed_layer_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states,
                          at::TensorList weights, at::TensorList packed, const std::string& isa,
-                         const OptionalTensor& batch_sizes, bool bidirectional) {
+                         const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip) {
   const NoAutocast no_autocast;
   TORCH_CHECK(isa == active_isa().name, "packed: expected weights packed for ", active_isa().name,
               ", the active instruction set, got ones for ", isa);
-  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
+  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, {bidirectional, cell_clip});
   TORCH_CHECK(!packed.empty(), "packed: expected weights packed by pack, got none");
-  return layer_forward(shape, input, states, weights, false, packed);
+  return layer_forward(shape, input, states, weights, Save::nothing, packed);
 }
 
 void check_like(const char* name, std::size_t index, const at::Tensor& tensor, at::IntArrayRef sizes,
@@ -72,27 +76,35 @@ void check_like(const char* name, std::size_t index, const at::Tensor& tensor, a
 // What forward left, and gradients shaped as its results: the kernel reads all of these by their pointers.
 void check_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, const at::Tensor& output,
                     at::TensorList saved) {
-  const std::size_t states = shape.states;
-  TORCH_CHECK(grads.size() == 1 + states, "grads: expected ", 1 + states, " tensors or None, got ", grads.size());
-  TORCH_CHECK(saved.size() == shape.D * states, "saved: expected ", shape.D * states, " tensors, got ", saved.size());
+  const std::size_t states = shape.states, D = shape.D, cells = D * (states - 1);
+  TORCH_CHECK(grads.size() == 1 + states + cells, "grads: expected ", 1 + states + cells, " tensors or None, got ",
+              grads.size());
+  TORCH_CHECK(saved.size() == D + cells || saved.size() == cells, "saved: expected ", D + cells, " tensors, or ", cells,
+              " without gates, got ", saved.size());
   const at::ScalarType dtype = input.scalar_type(), compute = compute_type(input);
   const std::vector<std::int64_t> rows = shape.output_sizes();
   check_like("output", 0, output, rows, dtype);
   if (grads[0].defined()) check_like("grads", 0, grads[0], rows, dtype);
-  for (std::size_t i = 1; i < grads.size(); ++i)
-    if (grads[i].defined()) check_like("grads", i, grads[i], {shape.D, shape.B, i == 1 ? shape.P : shape.H}, dtype);
+  for (std::size_t i = 1; i < grads.size(); ++i) {
+    if (!grads[i].defined()) continue;
+    if (i > states) check_like("grads", i, grads[i], {shape.N, shape.H}, compute);
+    else check_like("grads", i, grads[i], {shape.D, shape.B, i == 1 ? shape.P : shape.H}, dtype);
+  }
   for (std::size_t i = 0; i < saved.size(); ++i) {
-    if (i % states == 0) check_like("saved", i, saved[i], {shape.N, shape.S * shape.H}, dtype);
+    const bool gates = saved.size() > cells && i % states == 0;
+    if (gates) check_like("saved", i, saved[i], {shape.N, shape.S * shape.H}, dtype);
     else check_like("saved", i, saved[i], {shape.N, shape.H}, compute);
   }
 }
 
 Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
                      at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
-                     bool bidirectional, const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
+                     bool bidirectional, std::optional<double> cell_clip, std::optional<double> grad_clip,
+                     const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
                      std::int64_t samples) {
   const NoAutocast no_autocast;
-  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
+  const LayerOptions options{bidirectional, cell_clip, grad_clip};
+  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options);
   Tensors defined_grads;
   for (const OptionalTensor& grad : grads) defined_grads.push_back(grad.value_or(at::Tensor()));
   std::vector<bool> wanted;
@@ -100,20 +112,17 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
   check_backward(shape, defined_grads, input, output, saved);
   TORCH_CHECK(wanted.size() == 1 + states.size() + weights.size(), "needed: expected ",
               1 + states.size() + weights.size(), " values, got ", wanted.size());
-  Tensors results;
-  if (samples == 0) {
-    Tensors dense;  // as forward made them, unless vmap or a hook has been at them
-    for (const at::Tensor& tensor : saved) dense.push_back(tensor.contiguous());
-    results = layer_backward(shape, defined_grads, input, states, weights, output.contiguous(), dense, wanted);
-  } else {
-    TORCH_CHECK(samples > 0 && shape.B % samples == 0, "samples: expected a divisor of ", shape.B, " rows, got ",
-                samples);
-    results = reference_backward(
-        {cell, defined_grads, input, states.vec(), weights.vec(), batch_sizes, bidirectional, wanted, samples}, output,
-        saved);
-  }
-  for (at::Tensor& result : results)
-    if (!result.defined()) result = at::empty({0}, input.options());  // an op's results are always defined
+  TORCH_CHECK(samples == 0 || (samples > 0 && shape.B % samples == 0), "samples: expected a divisor of ", shape.B,
+              " rows, got ", samples);
+  Tensors dense;  // as forward made them, unless vmap or a hook has been at them
+  for (const at::Tensor& tensor : saved) dense.push_back(tensor.contiguous());
+  const at::Tensor h = output.contiguous();
+  Tensors results =
+      gates_saved(shape, saved)
+          ? layer_backward(shape, defined_grads, input, states, weights, h, dense, wanted, samples)
+          : layer_backward_recomputing(shape, defined_grads, input, states, weights, h, dense, wanted, samples);
+  for (at::Tensor& result : results)  // an op's results are always defined
+    result = result.defined() ? result.to(input.scalar_type()) : at::empty({0}, input.options());
   return results;
 }
 
@@ -134,7 +143,8 @@ Tensors step_as_layer(const std::string& cell, const at::Tensor& input, at::Tens
   check_step(input, states);
   static const auto layer =
       c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::layer", "").typed<decltype(layer_cpu)>();
-  Tensors results = layer.call(cell, input.unsqueeze(0), with_leading_axis(states), weights, std::nullopt, false);
+  Tensors results = layer.call(cell, input.unsqueeze(0), with_leading_axis(states), weights, std::nullopt, false,
+                               std::nullopt, std::nullopt, false);
   results.erase(results.begin());
   for (at::Tensor& state : results) state = state.squeeze(0);
   return results;
@@ -145,9 +155,9 @@ Tensors step_cpu(const std::string& cell, const at::Tensor& input, at::TensorLis
   check_step(input, states);
   const Tensors states_3d = with_leading_axis(states);
   const at::Tensor input_3d = input.unsqueeze(0);
-  const LayerShape shape = check_layer(cell, input_3d, states_3d, weights, std::nullopt, false);
+  const LayerShape shape = check_layer(cell, input_3d, states_3d, weights, std::nullopt, {});
   if (!single_step(shape)) return step_as_layer(cell, input, states, weights);
-  Tensors results = step_forward(shape, input_3d, states_3d, weights, false);
+  Tensors results = step_forward(shape, input_3d, states_3d, weights, Save::nothing);
   for (at::Tensor& state : results) state = state.squeeze(0);
   return results;
 }
@@ -158,6 +168,15 @@ Tensors step_autograd(const std::string& cell, const at::Tensor& input, at::Tens
       c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::step", "").typed<decltype(step_cpu)>();
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return op.call(cell, input, states, weights);
+}
+
+Tensors reference_op(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                     const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
+                     std::optional<double> grad_clip, bool recompute) {
+  const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
+  Tensors results = reference_layer(cell, input, states, weights, batch_sizes, options);
+  results.resize(1 + find_cell(cell).states());
+  return results;
 }
 
 std::string plan_name(const std::string& cell, int64_t T, int64_t B, int64_t /*I*/, int64_t H, int64_t P, int64_t D,
@@ -174,17 +193,19 @@ std::string why_no_cuda() { return "this version of lstm_fused has no CUDA kerne
 }  // namespace
 
 TORCH_LIBRARY(lstm_fused, m) {
-  m.def("layer(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
-        "-> Tensor[]");
-  m.def("forward(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
-        "-> Tensor[]");
+  for (const std::string name : {"layer", "forward", "reference"}) {
+    const std::string schema = name +
+                               "(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool "
+                               "bidirectional, float? cell_clip=None, float? grad_clip=None, bool recompute=False) "
+                               "-> Tensor[]";
+    m.def(schema.c_str());
+  }
   m.def("backward(str cell, Tensor?[] grads, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, "
-        "bool bidirectional, Tensor output, Tensor[] saved, bool[] needed, int samples=0) -> Tensor[]");
-  m.def("reference(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool bidirectional) "
-        "-> Tensor[]");
+        "bool bidirectional, float? cell_clip, float? grad_clip, Tensor output, Tensor[] saved, bool[] needed, "
+        "int samples=0) -> Tensor[]");
   m.def("pack(str cell, Tensor[] weights, bool bidirectional) -> Tensor[]");
   m.def("packed_layer(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor[] packed, str isa, "
-        "Tensor? batch_sizes, bool bidirectional) -> Tensor[]");
+        "Tensor? batch_sizes, bool bidirectional, float? cell_clip=None) -> Tensor[]");
   m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights) -> Tensor[]");
   m.def("segments(Tensor? lengths, Tensor? resets, SymInt steps, SymInt batch, bool batch_first) "
         "-> (Tensor, Tensor, Tensor, Tensor)");
@@ -207,13 +228,13 @@ TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("packed_layer", packed_layer_cpu);
 }
 
-TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("reference", reference_layer); }
+TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("reference", reference_op); }
 
 TORCH_LIBRARY_IMPL(lstm_fused, CompositeExplicitAutograd, m) { m.impl("step", step_as_layer); }
 
 // The other ops have their rules for vmap in Python; these two are made of ops that have some.
 TORCH_LIBRARY_IMPL(lstm_fused, FuncTorchBatched, m) {
-  m.impl("reference", reference_layer);
+  m.impl("reference", reference_op);
   m.impl("step", step_as_layer);
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 namespace lstm_fused {
@@ -18,6 +19,10 @@ struct Float16 {
 // Tensors are stored in `Storage`; arithmetic and carried state are in compute_t<Storage>.
 template <class Storage>
 using compute_t = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+// Clips at this are none.
+template <class Compute>
+constexpr Compute no_clip = std::numeric_limits<Compute>::infinity();
 
 // Which data rows belong to which step. The rows of a step are a prefix of the batch.
 struct Sequence {
@@ -93,6 +98,7 @@ struct ForwardArgs {
   Compute* h_n = nullptr;                // [B, P]
   Compute* c = nullptr;                  // [B, H]: c_{t-1}, and c_n at the end
   Compute* unprojected = nullptr;        // [B, row_stride(H)]: o * tanh(c); only with a projection
+  Compute cell_clip = no_clip<Compute>;  // c_t is kept within +-cell_clip
 };
 
 // One direction of one layer, backward.
@@ -111,12 +117,15 @@ struct BackwardArgs {
   const Compute* c0 = nullptr;           // [B, H]; null: zero
   const Storage* d_output = nullptr;     // [N, d_output_ld]; null: zero
   std::int64_t d_output_ld = 0;
+  const Compute* d_cells = nullptr;      // [N, H]: dL/dc_t but by what follows from it; null: zero
   Compute* dh = nullptr;                 // [B, P]: dL/dh_n on entry, dL/dh0 at the end
   Compute* dc = nullptr;                 // [B, H]: dL/dc_n on entry, dL/dc0 at the end
   bool need_dh0 = true;                  // else the product of the first step is left out
   Compute* d_gates = nullptr;            // [N, row_stride(S*H)]: gradients before the activations
   Compute* d_projected = nullptr;        // [N, row_stride(P)]: dL/dh_t; only with a projection
   Compute* unprojected = nullptr;        // [N, H]: o * tanh(c), computed again; only with a projection
+  Compute cell_clip = no_clip<Compute>;  // forward's: where c_t lies on it, no gradient goes on
+  Compute grad_clip = no_clip<Compute>;  // every element of d_gates is kept within +-grad_clip
 };
 
 // A product of many rows with one matrix: out = rows W, or += with `add`.
@@ -159,6 +168,7 @@ struct StepArgs {
   Storage* c1 = nullptr;                  // [B, H]
   Storage* saved = nullptr;               // [B, S*H]; null: not kept
   compute_t<Storage>* cells = nullptr;    // [B, H]; null: not kept
+  compute_t<Storage> cell_clip = no_clip<compute_t<Storage>>;  // as in ForwardArgs
 };
 
 }  // namespace lstm_fused

@@ -85,6 +85,7 @@ class Direction {
       const Tensors x_t = x_gates[t].chunk(G, 1);
       const Tensors u_t = at::linear(step.h0, w.w_hh, optional(w.b_hh)).chunk(G, 1);
       Cell::template update<at::Tensor>(x_t.data(), u_t.data(), step.h0, step.c0, step.s, step.c1);
+      if (shape.cell_clip < no_clip<double>) step.c1 = at::clamp(step.c1, -shape.cell_clip, shape.cell_clip);
       step.unprojected = Cell::template output<at::Tensor>(step.s, step.h0, step.c1);
       output[t] = shape.projected ? at::linear(step.unprojected, w.w_hr) : step.unprojected;
       return output[t];
@@ -92,32 +93,31 @@ class Direction {
     return at::cat(output);
   }
 
-  // Fills `steps` from what forward left: h_t [N, P], the activated gates [N, S*H] and c_t [N, H].
-  void restore(const at::Tensor& output, const at::Tensor& gates, const at::Tensor& cells) {
-    const Tensors outputs = by_step(output), all_gates = by_step(gates);
-    const Tensors all_cells = Cell::carries_cell ? by_step(cells) : Tensors(shape.T);
-    visit([&](std::int64_t t, Step& step) {
-      const Tensors s = all_gates[t].chunk(S, 1);
-      std::copy(s.begin(), s.end(), step.s);
-      step.c1 = all_cells[t];
-      if (shape.projected) step.unprojected = Cell::template output<at::Tensor>(step.s, step.h0, step.c1);
-      return outputs[t];
-    });
+  // c_t by data row, [N, H].
+  at::Tensor all_cells() const {
+    Tensors cells;
+    for (const Step& step : steps) cells.push_back(step.c1);
+    return at::cat(cells);
   }
 
-  // From gradients of h_t by data row (or undefined), h_n and c_n.
-  Gradients backward(const at::Tensor& d_output, at::Tensor dh, at::Tensor dc) {
+  // From gradients of h_t and c_t by data row (or undefined), h_n and c_n.
+  Gradients backward(const at::Tensor& d_output, const at::Tensor& d_cells, at::Tensor dh, at::Tensor dc) {
     const Tensors d_outputs = d_output.defined() ? by_step(d_output) : Tensors(shape.T);
+    const Tensors d_all_cells = d_cells.defined() ? by_step(d_cells) : Tensors(shape.T);
     Tensors d_x(shape.T), d_u(shape.T), h0(shape.T), d_projected(shape.T), unprojected(shape.T);
     for (std::int64_t i = shape.T - 1; i >= 0; --i) {
       const std::int64_t t = time.time(i), rows = step_sizes[t];
       const Step& step = steps[t];
       at::Tensor dh1 = first_rows(dh, rows), dc1 = dc.defined() ? first_rows(dc, rows) : dc;
       if (d_outputs[t].defined()) dh1 = dh1 + d_outputs[t];
+      if (d_all_cells[t].defined()) dc1 = dc1 + d_all_cells[t];
       const at::Tensor d_unprojected = shape.projected ? dh1.matmul(w.w_hr) : dh1;
       at::Tensor d[S], direct;
       Cell::template d_output<at::Tensor>(step.s, step.h0, step.c1, d_unprojected, d, dc1, direct);
+      if (shape.cell_clip < no_clip<double>) dc1 = dc1.masked_fill(step.c1.abs() >= shape.cell_clip, 0);
       Cell::template d_update<at::Tensor>(step.s, step.h0, step.c0, d, dc1, direct);
+      if (shape.grad_clip < no_clip<double>)
+        for (at::Tensor& gradient : d) gradient = at::clamp(gradient, -shape.grad_clip, shape.grad_clip);
       d_x[t] = at::cat(at::TensorList(d, G), 1);
       d_u[t] = same_columns() ? d_x[t] : recurrent_columns(d);
       h0[t] = step.h0;
@@ -181,16 +181,18 @@ class Direction {
 template <class Cell>
 Tensors layer(const LayerShape& shape, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
   const at::Tensor rows = to_compute(input).reshape({shape.N, shape.I});
-  Tensors outputs, h_n, c_n;
+  Tensors outputs, h_n, c_n, cells;
   for (int d = 0; d < shape.D; ++d) {
     Direction<Cell> direction(shape, rows, states, weights, d);
     outputs.push_back(direction.forward());
     h_n.push_back(direction.h);
     c_n.push_back(direction.c);
+    if (Cell::carries_cell) cells.push_back(direction.all_cells());
   }
   Tensors results = {at::cat(outputs, 1).reshape(shape.output_sizes()), at::stack(h_n)};
   if (Cell::carries_cell) results.push_back(at::stack(c_n));
   for (at::Tensor& result : results) result = result.to(input.scalar_type());
+  results.insert(results.end(), cells.begin(), cells.end());
   return results;
 }
 
@@ -209,7 +211,7 @@ struct RowSums {
 };
 
 template <class Cell>
-Tensors backward(const LayerShape& shape, const BackwardCall& call, const at::Tensor& output, at::TensorList saved) {
+Tensors backward(const LayerShape& shape, const BackwardCall& call) {
   const at::Tensor rows = to_compute(call.input).reshape({shape.N, shape.I});
   const auto columns = [&](const at::Tensor& all, int d) {
     return all.reshape({shape.N, shape.D * shape.P}).narrow(1, d * shape.P, shape.P);
@@ -222,11 +224,11 @@ Tensors backward(const LayerShape& shape, const BackwardCall& call, const at::Te
   Tensors results(call.needed.size()), d_initial[2];
   for (int d = 0; d < shape.D; ++d) {
     Direction<Cell> direction(shape, rows, call.states, call.weights, d);
-    if (saved.empty()) direction.forward();
-    else direction.restore(columns(output, d), saved[d * shape.states], saved[(d + 1) * shape.states - 1]);
-    const auto g = direction.backward(call.grads[0].defined() ? columns(call.grads[0], d) : at::Tensor(),
-                                      state_gradient(1, shape.P, d),
-                                      Cell::carries_cell ? state_gradient(2, shape.H, d) : at::Tensor());
+    direction.forward();
+    const auto g =
+        direction.backward(call.grads[0].defined() ? columns(call.grads[0], d) : at::Tensor(),
+                           Cell::carries_cell ? call.grads[3 + d] : at::Tensor(), state_gradient(1, shape.P, d),
+                           Cell::carries_cell ? state_gradient(2, shape.H, d) : at::Tensor());
     for (int i = 0; i < shape.states; ++i) d_initial[i].push_back(g.d_initial[i]);
     if (call.needed[0]) {
       const at::Tensor d_rows = g.d_x.matmul(direction.w.w_ih);
@@ -252,25 +254,24 @@ Tensors backward(const LayerShape& shape, const BackwardCall& call, const at::Te
 
 std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                         at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
-                                        bool bidirectional) {
+                                        const LayerOptions& options) {
   const NoAutocast no_autocast;
-  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, bidirectional);
+  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options);
   Tensors results;
   host::with_cell(cell, [&](auto cell) { results = layer<decltype(cell)>(shape, input, states, weights); });
   return results;
 }
 
-std::vector<at::Tensor> reference_backward(const BackwardCall& call, const at::Tensor& output, at::TensorList saved) {
+std::vector<at::Tensor> reference_backward(const BackwardCall& call) {
   const NoAutocast no_autocast;
   const LayerShape shape =
-      check_layer(call.cell, call.input, call.states, call.weights, call.batch_sizes, call.bidirectional);
-  TORCH_CHECK(call.grads.size() == static_cast<std::size_t>(1 + shape.states) &&
-                  call.needed.size() == 1 + call.states.size() + call.weights.size(),
-              "lstm_fused::backward: expected ", 1 + shape.states, " grads and ",
-              1 + call.states.size() + call.weights.size(), " values of needed, got ", call.grads.size(), " and ",
-              call.needed.size());
+      check_layer(call.cell, call.input, call.states, call.weights, call.batch_sizes, call.options);
+  const std::size_t grads = 1 + shape.states + (shape.states - 1) * shape.D;
+  TORCH_CHECK(call.grads.size() == grads && call.needed.size() == 1 + call.states.size() + call.weights.size(),
+              "lstm_fused::backward: expected ", grads, " grads and ", 1 + call.states.size() + call.weights.size(),
+              " values of needed, got ", call.grads.size(), " and ", call.needed.size());
   Tensors results;
-  host::with_cell(call.cell, [&](auto cell) { results = backward<decltype(cell)>(shape, call, output, saved); });
+  host::with_cell(call.cell, [&](auto cell) { results = backward<decltype(cell)>(shape, call); });
   return results;
 }
 

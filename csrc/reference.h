@@ -8,28 +8,29 @@
 #include <string>
 #include <vector>
 
+#include "checks.h"
+
 namespace lstm_fused {
 
-// What `lstm_fused::layer` returns.
+// What `lstm_fused::layer` returns and, of a cell with a cell state, c_t per direction [N, H] in the compute type.
 std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                         at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
-                                        bool bidirectional);
+                                        const LayerOptions& options);
 
 // A call of `lstm_fused::backward`, tensors that are not there undefined.
 struct BackwardCall {
   std::string cell;
-  std::vector<at::Tensor> grads;  // of output, h_n, (c_n)
+  std::vector<at::Tensor> grads;  // of output, h_n, (c_n, and per direction c_t)
   at::Tensor input;
   std::vector<at::Tensor> states, weights;
   std::optional<at::Tensor> batch_sizes;
-  bool bidirectional = false;
+  LayerOptions options;
   std::vector<bool> needed;  // of input, states, weights
   std::int64_t samples = 0;
 };
 
-// What `lstm_fused::backward` returns, undefined where it is not needed. With the forward's `output` and `saved` it
-// starts from these; without, forward is done again, so that the result can be derived by all that it depends on.
-std::vector<at::Tensor> reference_backward(const BackwardCall& call, const at::Tensor& output = {},
-                                           at::TensorList saved = {});
+// What `lstm_fused::backward` returns, undefined where it is not needed. Forward is done again, so that the result can
+// be derived by all that it depends on.
+std::vector<at::Tensor> reference_backward(const BackwardCall& call);
 
 }  // namespace lstm_fused

@@ -7,9 +7,13 @@ Equations and the order of gates: the ONNX operator schemas, LSTM and GRU. PyTor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .functional import Options
 
 # Gates in ONNX's order, by their places in PyTorch's: i o f c of i f g o, and z r h of r z n.
 _ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
@@ -36,10 +40,15 @@ def layer(
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     lengths: Tensor | None,
-    bidirectional: bool,
+    options: Options,
 ) -> list[Tensor]:
     """``_ops.layer`` on a padded batch [T, B, I], with the rows' ``lengths`` [B] or None as ``sequence_lens``."""
+    bidirectional = options.layer.bidirectional
     gates, D = _ORDER[cell], 2 if bidirectional else 1
+    if options.layer.cell_clip is not None:
+        raise unsupported("a limited cell state (cell_clip)", "export a model without one")
+    if options.return_cells or options.return_gates:
+        raise unsupported("cells or gates as results (return_cells, return_gates)", "leave them out")
     per_direction = len(weights) // D
     if per_direction % 2:
         raise unsupported("a projection (proj_size)", "export a model without one")

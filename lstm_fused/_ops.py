@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ def _load() -> None:
 
 _load()
 _layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.layer.default
+_forward: Callable[..., list[Tensor]] = torch.ops.lstm_fused.forward.default
 _step: Callable[..., list[Tensor]] = torch.ops.lstm_fused.step.default
 _pack: Callable[..., list[Tensor]] = torch.ops.lstm_fused.pack.default
 _packed_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.packed_layer.default
@@ -55,6 +56,9 @@ def _fake_forward(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    cell_clip: float | None = None,
+    grad_clip: float | None = None,
+    recompute: bool = False,
     save: bool = True,
 ) -> list[Tensor]:
     """What ``lstm_fused::forward`` returns, without values; without what it saves for backward, ``layer``."""
@@ -80,7 +84,8 @@ def _fake_forward(
         N = math.prod(input.shape[:-1])
         compute = torch.float64 if input.dtype == torch.float64 else torch.float32
         for _ in range(D):
-            results.append(input.new_empty(N, SAVED * H))
+            if not recompute:
+                results.append(input.new_empty(N, SAVED * H))
             if cell == "lstm":
                 results.append(input.new_empty(N, H, dtype=compute))
     return results
@@ -93,6 +98,7 @@ def _fake_layer(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    *_: Any,
 ) -> list[Tensor]:
     return _fake_forward(cell, input, states, weights, batch_sizes, bidirectional, save=False)
 
@@ -121,6 +127,8 @@ def _fake_backward(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     bidirectional: bool,
+    cell_clip: float | None,
+    grad_clip: float | None,
     output: Tensor,
     saved: Sequence[Tensor],
     needed: Sequence[bool],
@@ -153,13 +161,22 @@ _library = torch.library.Library("lstm_fused", "FRAGMENT")  # type: ignore[no-un
 _vmap.register(_library)
 
 
+class Options(NamedTuple):
+    """What a layer does beside its equations, in the order of the operators' arguments."""
+
+    bidirectional: bool
+    cell_clip: float | None = None
+    grad_clip: float | None = None
+    recompute: bool = False
+
+
 def layer(
     cell: str,
     input: Tensor,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    bidirectional: bool,
+    options: Options,
 ) -> list[Tensor]:
     """One recurrent layer over a whole sequence, in one or both directions.
 
@@ -171,7 +188,9 @@ def layer(
         weights: per direction w_ih [G*H, I], w_hh [G*H, P], then b_ih [G*H] and b_hh [G*H] or neither, then
             w_hr [P, H] or not.
         batch_sizes: rows at each step, int64 [T] on the CPU, non-increasing; or None.
-        bidirectional: D = 2 instead of 1.
+        options: bidirectional: D = 2 instead of 1. cell_clip: c_t is kept within it, before h_t is taken from it.
+            grad_clip: backward keeps every gradient before an activation within it. recompute: backward computes the
+            gates again instead of keeping them.
 
     Returns:
         output [T, B, D*P] or [N, D*P], h_n [D, B, P] and, for the LSTM, c_n [D, B, H].
@@ -179,7 +198,20 @@ def layer(
     Raises:
         RuntimeError: a tensor of wrong shape, dtype or device, by name.
     """
-    return _layer(cell, input, states, weights, batch_sizes, bidirectional)
+    return _layer(cell, input, states, weights, batch_sizes, *options)
+
+
+def forward(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    options: Options,
+) -> list[Tensor]:
+    """``layer``, whose results are followed, for each direction, by the activated gates [N, SAVED*H], which have no
+    derivative, and for the LSTM c_t [N, H] in float32 (float64 for float64), which has. N = T*B."""
+    return _forward(cell, input, states, weights, batch_sizes, *options._replace(recompute=False))
 
 
 def step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
@@ -204,10 +236,12 @@ def packed_layer(
     packed: Sequence[Tensor],
     isa: str,
     batch_sizes: Tensor | None,
-    bidirectional: bool,
+    options: Options,
 ) -> list[Tensor]:
     """``layer`` with its weights also as ``pack`` returned them while ``isa`` was active; it has no derivative."""
-    return _packed_layer(cell, input, states, weights, packed, isa, batch_sizes, bidirectional)
+    return _packed_layer(
+        cell, input, states, weights, packed, isa, batch_sizes, options.bidirectional, options.cell_clip
+    )
 
 
 def segments(

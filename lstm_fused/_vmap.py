@@ -17,10 +17,6 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.utils import _pytree as pytree
 
-# Each sample's own weight gradients, all samples together, come step by step from ATen. That pays from about this many
-# samples on, or in a short sequence; few long ones are faster one after the other in the fused kernel.
-IN_TURN_BELOW = 32
-
 # A rule is called as rule(info, in_dims, *arguments) and returns the results and where they have the dimension.
 Dim = int | None
 Results = tuple[list[Tensor], list[Dim]]
@@ -72,8 +68,8 @@ def _in_turn(op: Callable[..., list[Tensor]], info: Any, in_dims: Any, arguments
 
 def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
     def rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
-        cell, input, states, weights, batch_sizes, bidirectional = arguments
-        _, input_dim, state_dims, weight_dims, batch_sizes_dim, _ = in_dims
+        cell, input, states, weights, batch_sizes, *options = arguments
+        _, input_dim, state_dims, weight_dims, batch_sizes_dim, *_ = in_dims
         if _any_batched((weight_dims, batch_sizes_dim)):
             return _in_turn(op, info, in_dims, arguments)
         V = _size(info)
@@ -83,7 +79,7 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
             _join_all(states, state_dims, V),
             weights,
             None if batch_sizes is None else batch_sizes * V,
-            bidirectional,
+            *options,
         )
         results, dims = zip(*(_split(t, V) for t in joined), strict=True)
         return list(results), list(dims)
@@ -93,17 +89,13 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
 
 def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
     op = torch.ops.lstm_fused.backward.default
-    cell, grads, input, states, weights, batch_sizes, bidirectional, output, saved, needed, *rest = arguments
-    _, grad_dims, input_dim, state_dims, weight_dims, batch_sizes_dim, _, output_dim, saved_dims, *_ = in_dims
+    cell, grads, input, states, weights, batch_sizes, *options, output, saved, needed, samples = (*arguments, 0)[:13]
+    _, grad_dims, input_dim, state_dims, weight_dims, batch_sizes_dim, _, _, _, output_dim, saved_dims, *_ = in_dims
     if _any_batched((weight_dims, batch_sizes_dim)):
         return _in_turn(op, info, in_dims, arguments)
     V, first_weight = _size(info), 1 + len(states)
-    samples = rest[0] if rest else 0
     weights_needed = any(needed[first_weight:])
     rows = _join(input, input_dim, V)
-    T = rows.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    if weights_needed and V < IN_TURN_BELOW and T > 2 * V:
-        return _in_turn(op, info, in_dims, arguments)
     joined = op(
         cell,
         [None if g is None else _join(g, d, V) for g, d in zip(grads, grad_dims, strict=True)],
@@ -111,7 +103,7 @@ def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
         _join_all(states, state_dims, V),
         weights,
         None if batch_sizes is None else batch_sizes * V,
-        bidirectional,
+        *options,
         _join(output, output_dim, V),
         _join_all(saved, saved_dims, V),
         needed,

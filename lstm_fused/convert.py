@@ -44,7 +44,17 @@ def convert(model: Model) -> Model:
 
 
 def revert(model: Model) -> Model:
-    """Undoes ``convert``: every fused layer of ``model`` becomes ``torch.nn``'s; arguments as there."""
+    """Undoes ``convert``: every fused layer of ``model`` becomes ``torch.nn``'s; arguments as there.
+
+    Raises:
+        ValueError: a layer has ``cell_clip`` or ``grad_clip``, which ``torch.nn`` does not know; nothing is changed.
+    """
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        for option in ("cell_clip", "grad_clip"):
+            if getattr(module, option, None) is not None and isinstance(module, (modules.LSTM, modules.GRU)):
+                raise ValueError(
+                    f"revert: expected layers without {option}, which torch.nn has not; got {name or module}"
+                )
     return _change_classes("revert", model, _ORIGINAL)
 
 

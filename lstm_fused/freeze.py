@@ -63,6 +63,7 @@ class FrozenLayer(nn.Module):
         super().__init__()
         self.mode, self.layers = layer.mode.lower(), layer.num_layers
         self.bidirectional, self.batch_first = layer.bidirectional, layer.batch_first
+        self.clips = {"cell_clip": layer.cell_clip} if self.mode == "lstm" else {}
         self.description = layer.extra_repr()
         weights = [w.detach().clone() for w in layer._weights()]
         for name, weight in zip(layer._flat_weights_names, weights, strict=True):
@@ -79,9 +80,9 @@ class FrozenLayer(nn.Module):
         super().train(False)
         self.frozen = True
 
-    def forward(self, input: Any, hx: Any = None, **segments: Any) -> Any:
-        """As the layer's: ``input``, ``hx``, and by keyword ``lengths``, ``resets`` and ``reset_state``."""
-        return self._run(input, hx, batch_first=self.batch_first, **segments)
+    def forward(self, input: Any, hx: Any = None, **keywords: Any) -> Any:
+        """As the layer's: ``input``, ``hx``, and all keywords."""
+        return self._run(input, hx, batch_first=self.batch_first, **keywords)
 
     def _run(self, input: Any, hx: Any, **options: Any) -> Any:
         given = tree_leaves((input, hx, options)) if torch.is_grad_enabled() else []
@@ -95,6 +96,7 @@ class FrozenLayer(nn.Module):
             num_layers=self.layers,
             bidirectional=self.bidirectional,
             packed=self.packed,
+            **self.clips,
             **options,
         )
 

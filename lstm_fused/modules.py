@@ -7,7 +7,7 @@ included.
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,30 @@ class _Recurrent(RNNBase):
     RNNBase keeps a second list of its weights for cuDNN, which parametrisations, ``functional_call`` and the
     like must then be followed with. Here that list is a view, and the upkeep does nothing.
     """
+
+    # Here and not only in the constructor: a module that was torch.nn's has them too, and they can be set at any time.
+    cell_clip: float | None = None
+    grad_clip: float | None = None
+    recompute: bool = False
+
+    def _set_options(self, recompute: bool, **clips: float | None) -> None:
+        for name, clip in clips.items():
+            if clip is not None and not clip > 0:
+                raise ValueError(f"{name}: expected a number above 0, or None, got {clip}")
+            if clip is not None:
+                setattr(self, name, clip)
+        if recompute:
+            self.recompute = True
+
+    def extra_repr(self) -> str:
+        """Those of the constructor's arguments that are not the default."""
+        own = [f"{n}={getattr(self, n)}" for n in ("cell_clip", "grad_clip", "recompute") if getattr(self, n)]
+        return ", ".join([super().extra_repr(), *own])
+
+    def _options(self, return_cells: bool = False, return_gates: bool = False) -> functional.Options:
+        layer = functional.LayerOptions(self.bidirectional, self.cell_clip, self.grad_clip, self.recompute)
+        dropout = self.dropout if self.training else 0.0
+        return functional.Options(self.num_layers, dropout, layer, None, return_cells, return_gates)
 
     def _weights(self) -> list[Tensor]:
         parameters = self._parameters
@@ -51,15 +75,7 @@ class _Recurrent(RNNBase):
             raise ValueError(
                 "step: expected one direction, got a bidirectional layer: its reverse one begins at the end"
             )
-        run = functional.lstm if self.mode == "LSTM" else functional.gru
-        output, hx = run(
-            input.unsqueeze(0),
-            hx,
-            self._weights(),
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-        )
+        output, hx = functional.run(self.mode.lower(), input.unsqueeze(0), hx, self._weights(), self._options())
         return output.squeeze(0), hx
 
     @property
@@ -97,6 +113,11 @@ class LSTM(_Recurrent):
         bidirectional: D = 2 directions, outputs side by side.
         proj_size: P > 0 projects h_t to that many features (LSTMP); 0 does not, P = H.
         device, dtype: of the parameters; float32, float64, bfloat16 or float16.
+        cell_clip: keeps every c_t in [-cell_clip, cell_clip]; None does not.
+        grad_clip: in backward, keeps the gradients at the gates, before their activations, in [-grad_clip, grad_clip].
+        recompute: True keeps only h_t and c_t for backward, which computes the gates again: less memory, more time.
+
+    These last three are keywords, and attributes that may be set at any time; ``functional.lstm`` defines them.
 
     Inputs: ``input`` [T, B, I] (unbatched [T, I]) or a PackedSequence; optionally ``hx``, the pair h_0 [L*D,
     B, P] and c_0 [L*D, B, H] (unbatched without B), zeros by default. By keyword, for a padded batch: ``lengths``, each
@@ -104,7 +125,8 @@ class LSTM(_Recurrent):
     is set back; ``reset_state``, to what instead of zeros. See ``functional.lstm``.
 
     Outputs: ``output`` [T, B, D*P], a PackedSequence if the input was, and the pair (h_n, c_n), shaped as
-    ``hx``.
+    ``hx``. With ``return_cells=True``, then a list of every layer's c_t [T, B, D*H]; with ``return_gates=True``, then a
+    list of every layer's activated gates [T, B, D, 4, H], without gradients.
 
     Parameters, for layer k, and with the suffix ``_reverse`` for the second direction: ``weight_ih_l{k}``
     [4*H, I or D*P], ``weight_hh_l{k}`` [4*H, P], ``bias_ih_l{k}`` and ``bias_hh_l{k}`` [4*H],
@@ -128,13 +150,25 @@ class LSTM(_Recurrent):
         proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        cell_clip: float | None = None,
+        grad_clip: float | None = None,
+        recompute: bool = False,
     ) -> None: ...
 
     @overload
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        cell_clip: float | None = None,
+        grad_clip: float | None = None,
+        recompute: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__("LSTM", *args, **kwargs)
+        self._set_options(recompute, cell_clip=cell_clip, grad_clip=grad_clip)
 
     @overload
     def forward(
@@ -145,12 +179,27 @@ class LSTM(_Recurrent):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: tuple[Tensor, Tensor] | None = None,
+        return_cells: Literal[False] = False,
+        return_gates: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
     def forward(
         self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Any,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        return_cells: bool = False,
+        return_gates: bool = False,
+    ) -> tuple[Any, ...]: ...
 
     def forward(
         self,
@@ -160,20 +209,13 @@ class LSTM(_Recurrent):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: tuple[Tensor, Tensor] | None = None,
+        return_cells: bool = False,
+        return_gates: bool = False,
     ) -> Any:
         """Runs the layers over ``input``; see the class for shapes."""
-        return functional.lstm(
-            input,
-            hx,
-            self._weights(),
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            lengths=lengths,
-            resets=resets,
-            reset_state=reset_state,
+        options = self._options(return_cells, return_gates)
+        return functional.run(
+            "lstm", input, hx, self._weights(), options, self.batch_first, lengths, resets, reset_state
         )
 
     # RNNBase's helpers, which nn.LSTM has for pairs of states: not for forward, but for callers of nn.LSTM's.
@@ -210,8 +252,8 @@ class GRU(_Recurrent):
         n_t = tanh   (W_n x_t + b_in + r_t * (U_n h_{t-1} + b_hn))
         h_t = (1 - z_t) * n_t + z_t * h_{t-1}
 
-    Arguments, inputs, outputs and errors are ``LSTM``'s, without proj_size; the state is one tensor, h_0
-    [L*D, B, H]. Parameters have 3*H rows, gates in the order r z n.
+    Arguments, inputs, outputs and errors are ``LSTM``'s, without proj_size, cell_clip and return_cells; the state is
+    one tensor, h_0 [L*D, B, H]. Parameters have 3*H rows, gates in the order r z n.
     """
 
     @overload
@@ -226,15 +268,19 @@ class GRU(_Recurrent):
         bidirectional: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        grad_clip: float | None = None,
+        recompute: bool = False,
     ) -> None: ...
 
     @overload
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, grad_clip: float | None = None, recompute: bool = False, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__("GRU", *args, **kwargs)
+        self._set_options(recompute, grad_clip=grad_clip)
 
     @overload
     def forward(
@@ -245,10 +291,23 @@ class GRU(_Recurrent):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: Tensor | None = None,
+        return_gates: Literal[False] = False,
     ) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        return_gates: bool = False,
+    ) -> tuple[Any, ...]: ...
 
     def forward(
         self,
@@ -258,20 +317,12 @@ class GRU(_Recurrent):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: Tensor | None = None,
+        return_gates: bool = False,
     ) -> Any:
         """Runs the layers over ``input``; see ``LSTM`` for shapes."""
-        return functional.gru(
-            input,
-            hx,
-            self._weights(),
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            lengths=lengths,
-            resets=resets,
-            reset_state=reset_state,
+        options = self._options(False, return_gates)
+        return functional.run(
+            "gru", input, hx, self._weights(), options, self.batch_first, lengths, resets, reset_state
         )
 
 

@@ -10,6 +10,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
+import loops
 import numpy as np
 import oracles
 import torch
@@ -42,6 +43,10 @@ class Case:
     packed: bool = False  # ragged lengths in 1..T, unsorted
     hx: bool = True  # initial states given
     layout: str = "contiguous"  # or "batch_first", or "strided": no tensor contiguous
+    cell_clip: float | None = None
+    grad_clip: float | None = None
+    recompute: bool = False
+    kept: bool = False  # c_t and gates are results, too
     gain: float = 1.0  # weights are uniform in gain * [-1, 1] / sqrt(H): 8 saturates the gates
 
     @property
@@ -55,6 +60,10 @@ class Case:
             "packed" if self.packed else "",
             "" if self.hx else "nohx",
             "" if self.layout == "contiguous" else self.layout,
+            "" if self.cell_clip is None else f"cellclip{self.cell_clip:g}",
+            "" if self.grad_clip is None else f"gradclip{self.grad_clip:g}",
+            "recompute" if self.recompute else "",
+            "kept" if self.kept else "",
             "" if self.gain == 1.0 else f"gain{self.gain:g}",
         ]
         shape = f"T{self.T}B{self.B}I{self.I}H{self.H}"
@@ -67,6 +76,12 @@ class Case:
     @property
     def P(self) -> int:
         return self.proj or self.H
+
+    @property
+    def library_of_torch(self) -> Any:
+        """Who has this case in torch's own operations."""
+        needs_loop = self.kept or self.cell_clip is not None or self.grad_clip is not None
+        return loops if needs_loop else torch.nn
 
 
 def short(dtype: torch.dtype) -> str:
@@ -101,6 +116,21 @@ OPTIONS = (
     Case(T=2, B=17, I=5, H=9, gain=8.0),  # over more steps such weights are chaotic: one seed decides
 )
 
+# Of both cells; their own are below.
+EXTRAS = (
+    Case(T=9, B=3, I=5, H=17, recompute=True, bidirectional=True),
+    Case(T=9, B=5, I=5, H=17, recompute=True, packed=True),
+    Case(T=9, B=3, I=5, H=33, grad_clip=0.05, bidirectional=True),
+    Case(T=9, B=3, I=5, H=17, kept=True, layers=2),
+)
+
+OF_THE_LSTM = (
+    Case(T=9, B=3, I=5, H=33, cell_clip=0.2),
+    Case(T=9, B=17, I=5, H=9, cell_clip=0.3, grad_clip=0.1, recompute=True, bidirectional=True),
+    Case(T=1, B=3, I=5, H=33, cell_clip=0.2, kept=True),
+    Case(T=9, B=3, I=5, H=33, proj=5, recompute=True),
+)
+
 PROJECTIONS = (
     Case(T=2, B=3, I=5, H=7, proj=1),
     Case(T=9, B=17, I=5, H=33, proj=7),
@@ -119,8 +149,9 @@ def table(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
     cases = []
     for dtype in dtypes:
         options = OPTIONS if dtype.itemsize > 2 else SIXTEEN_BIT_OPTIONS
-        both = [replace(c, cell=cell) for cell in CELLS for c in SHAPES + options]
-        cases += [replace(c, dtype=dtype) for c in both + list(PROJECTIONS[:: 1 if dtype.itemsize > 2 else 2])]
+        both = [replace(c, cell=cell) for cell in CELLS for c in SHAPES + options + EXTRAS]
+        of_the_lstm = OF_THE_LSTM + PROJECTIONS[:: 1 if dtype.itemsize > 2 else 2]
+        cases += [replace(c, dtype=dtype) for c in [*both, *of_the_lstm]]
     return cases
 
 
@@ -168,6 +199,8 @@ def data(case: Case, seed: int) -> Data:
             if case.proj:
                 parameters[f"weight_hr_l{layer}{suffix}"] = uniform(case.proj, H)
     lengths = torch.randint(1, T + 1, (B,), generator=generator).tolist() if case.packed else [T] * B
+    if case.kept and case.cell == "lstm":
+        arrays.update((f"d_cells_l{k}", normal(T, B, D * H)) for k in range(case.layers))
     return Data(arrays, parameters, lengths)
 
 
@@ -178,9 +211,10 @@ def run_oracle(case: Case, seed: int, num: oracles.Arithmetic) -> Results:
     net = oracles.Network(case.cell, [
         [oracle_weights(case, given, num, f"_l{layer}{suffix}") for suffix in ("", "_reverse")[: case.D]]
         for layer in range(case.layers)
-    ])  # fmt: skip
+    ], case.cell_clip, case.grad_clip)  # fmt: skip
     run = oracles.forward(num, net, a["x"], a["h0"], a["c0"], given.lengths)
-    grads = oracles.backward(num, net, run, a["d_output"], a["d_h_n"], a["d_c_n"])
+    d_cells = [a[name] for name in a if name.startswith("d_cells")]
+    grads = oracles.backward(num, net, run, a["d_output"], a["d_h_n"], a["d_c_n"], d_cells or None)
     results = {"output": run.output, "h_n": run.h_n, "d_x": grads.x}
     if case.hx:
         results["d_h0"] = grads.h0
@@ -188,6 +222,10 @@ def run_oracle(case: Case, seed: int, num: oracles.Arithmetic) -> Results:
         results["c_n"] = run.c_n
         if case.hx:
             results["d_c0"] = grads.c0
+    for layer in range(case.layers) if case.kept else ():
+        results[f"gates_l{layer}"] = oracles.gates(num, net, run, layer)
+        if case.cell == "lstm":
+            results[f"cells_l{layer}"] = oracles.cells(num, net, run, layer)
     fields = {
         "weight_ih": "w_ih",
         "weight_hh": "w_hh",
@@ -230,19 +268,29 @@ def run_module(case: Case, seed: int, library: Any, dtype: torch.dtype | None = 
     states = (a["h0"], a["c0"]) if case.cell == "lstm" else (a["h0"],)
     hx = (states if case.cell == "lstm" else a["h0"]) if case.hx else None
     x = a["x"].transpose(0, 1).contiguous() if case.layout == "batch_first" else a["x"]
+    keep: dict[str, bool] = {}
+    if case.kept:
+        keep = {"return_gates": True, **({"return_cells": True} if case.cell == "lstm" else {})}
     if case.packed:
-        output, state = module(pack_padded_sequence(x, torch.tensor(given.lengths), enforce_sorted=False), hx)
+        packed = pack_padded_sequence(x, torch.tensor(given.lengths), enforce_sorted=False)
+        output, state, *kept = module(packed, hx, **keep)
         output = pad_packed_sequence(output, total_length=case.T)[0]
+        kept = [[pad_packed_sequence(t, total_length=case.T)[0] for t in kind] for kind in kept]
     else:
-        output, state = module(x, hx)
+        output, state, *kept = module(x, hx, **keep)
     if case.layout == "batch_first":
         output = output.transpose(0, 1)
+        kept = [[t.transpose(0, 1) for t in kind] for kind in kept]
+    cells, gates = (kept if len(kept) == 2 else [[], *kept]) if kept else ([], [])
     h_n, *c_n = state if case.cell == "lstm" else (state,)
     wanted = {"x": a["x"], **(dict(zip(("h0", "c0"), states, strict=False)) if case.hx else {})}
     wanted.update(module.named_parameters())
     cotangents = [a["d_output"], a["d_h_n"], *([a["d_c_n"]] if c_n else [])]
-    grads = torch.autograd.grad([output, h_n, *c_n], list(wanted.values()), cotangents)
+    cotangents += [a[f"d_cells_l{k}"] for k in range(len(cells))]
+    grads = torch.autograd.grad([output, h_n, *c_n, *cells], list(wanted.values()), cotangents)
     results = {"output": output, "h_n": h_n, **({"c_n": c_n[0]} if c_n else {})}
+    results.update((f"cells_l{k}", t) for k, t in enumerate(cells))
+    results.update((f"gates_l{k}", t) for k, t in enumerate(gates))
     results.update((f"d_{name}", grad) for name, grad in zip(wanted, grads, strict=True))
     assert all(r.dtype == dtype for r in results.values()), {n: r.dtype for n, r in results.items()}
     return {name: result.detach().double().numpy() for name, result in results.items()}
@@ -251,6 +299,10 @@ def run_module(case: Case, seed: int, library: Any, dtype: torch.dtype | None = 
 def build(case: Case, library: Any, dtype: torch.dtype) -> torch.nn.Module:
     """The case's module, with the parameters that its constructor draws."""
     options: dict[str, Any] = {"proj_size": case.proj} if case.proj else {}
+    if library is not torch.nn:
+        own = {"grad_clip": case.grad_clip, "recompute": case.recompute and library is not loops}
+        own["cell_clip"] = case.cell_clip
+        options |= {name: value for name, value in own.items() if value}
     module: torch.nn.Module = getattr(library, case.cell.upper())(
         case.I,
         case.H,

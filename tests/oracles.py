@@ -83,21 +83,28 @@ class LSTMStep:
     h1: Array  # [P]
 
 
-def lstm_step(num: Arithmetic, w: Weights, x: Array, h0: Array, c0: Array) -> LSTMStep:
+def within(a: Array, limit: float | None) -> Array:
+    """``a``, each element no further from zero than ``limit``."""
+    return a if limit is None else np.maximum(np.minimum(a, limit), -limit)
+
+
+def lstm_step(num: Arithmetic, w: Weights, x: Array, h0: Array, c0: Array, cell_clip: float | None = None) -> LSTMStep:
     """h1, c1 from x, h0, c0."""
     a_i, a_f, a_g, a_o = np.split(w.w_ih @ x + w.b_ih + w.w_hh @ h0 + w.b_hh, 4)
     i = num.sigmoid(a_i)
     f = num.sigmoid(a_f)
     g = num.tanh(a_g)
     o = num.sigmoid(a_o)
-    c1 = f * c0 + i * g
+    c1 = within(f * c0 + i * g, cell_clip)
     tanh_c1 = num.tanh(c1)
     m = o * tanh_c1
     h1 = m if w.w_hr is None else w.w_hr @ m
     return LSTMStep(x, h0, c0, i, f, g, o, c1, tanh_c1, m, h1)
 
 
-def lstm_step_backward(w: Weights, dw: Weights, s: LSTMStep, dh1: Array, dc1: Array) -> tuple[Array, Array, Array]:
+def lstm_step_backward(
+    net: Network, w: Weights, dw: Weights, s: LSTMStep, dh1: Array, dc1: Array
+) -> tuple[Array, Array, Array]:
     """dx, dh0, dc0 from dh1, dc1; the weights' gradients are added to ``dw``."""
     if w.w_hr is None or dw.w_hr is None:
         dm = dh1
@@ -106,6 +113,8 @@ def lstm_step_backward(w: Weights, dw: Weights, s: LSTMStep, dh1: Array, dc1: Ar
         dw.w_hr += np.outer(dh1, s.m)
     d_o = dm * s.tanh_c1
     dc = dc1 + dm * s.o * (1 - s.tanh_c1 * s.tanh_c1)
+    if net.cell_clip is not None:
+        dc = dc * (abs(s.f * s.c0 + s.i * s.g) < net.cell_clip)
     d_i = dc * s.g
     d_f = dc * s.c0
     d_g = dc * s.i
@@ -118,6 +127,7 @@ def lstm_step_backward(w: Weights, dw: Weights, s: LSTMStep, dh1: Array, dc1: Ar
             d_o * s.o * (1 - s.o),
         ]
     )
+    da = within(da, net.grad_clip)
     dw.w_ih += np.outer(da, s.x)
     dw.w_hh += np.outer(da, s.h0)
     dw.b_ih += da
@@ -149,14 +159,14 @@ def gru_step(num: Arithmetic, w: Weights, x: Array, h0: Array) -> GRUStep:
     return GRUStep(x, h0, r, z, n, q, h1)
 
 
-def gru_step_backward(w: Weights, dw: Weights, s: GRUStep, dh1: Array) -> tuple[Array, Array]:
+def gru_step_backward(net: Network, w: Weights, dw: Weights, s: GRUStep, dh1: Array) -> tuple[Array, Array]:
     """dx, dh0 from dh1; the weights' gradients are added to ``dw``."""
     d_z = dh1 * s.h0 - dh1 * s.n
     da_n = dh1 * (1 - s.z) * (1 - s.n * s.n)
     da_r = da_n * s.q * s.r * (1 - s.r)
     da_z = d_z * s.z * (1 - s.z)
-    d_ih = np.concatenate([da_r, da_z, da_n])
-    d_hh = np.concatenate([da_r, da_z, da_n * s.r])
+    d_ih = within(np.concatenate([da_r, da_z, da_n]), net.grad_clip)
+    d_hh = within(np.concatenate([da_r, da_z, da_n * s.r]), net.grad_clip)
     dw.w_ih += np.outer(d_ih, s.x)
     dw.w_hh += np.outer(d_hh, s.h0)
     dw.b_ih += d_ih
@@ -170,6 +180,8 @@ class Network:
 
     cell: str  # "lstm" or "gru"
     weights: Sequence[Sequence[Weights]]  # [layers][directions]
+    cell_clip: float | None = None  # c_t is kept within it; where it was outside, no gradient goes through
+    grad_clip: float | None = None  # gradients before the activations are kept within it
 
     @property
     def directions(self) -> int:
@@ -222,7 +234,7 @@ def forward(num: Arithmetic, net: Network, x: Array, h0: Array, c0: Array, lengt
                 h, c, steps = h0[k, b], c0[k, b], []
                 for t in order(lengths[b], d):
                     if net.cell == "lstm":
-                        step: Any = lstm_step(num, w, run.output[t, b], h, c)
+                        step: Any = lstm_step(num, w, run.output[t, b], h, c, net.cell_clip)
                         c = step.c1
                     else:
                         step = gru_step(num, w, run.output[t, b], h)
@@ -235,8 +247,40 @@ def forward(num: Arithmetic, net: Network, x: Array, h0: Array, c0: Array, lengt
     return run
 
 
-def backward(num: Arithmetic, net: Network, run: Run, d_output: Array, d_h_n: Array, d_c_n: Array) -> Gradients:
-    """Gradients of sum(output * d_output) + sum(h_n * d_h_n) + sum(c_n * d_c_n)."""
+def cells(num: Arithmetic, net: Network, run: Run, layer: int) -> Array:
+    """c_t of a layer [T, B, D*H], zero beyond a row's length."""
+    T, B, _ = run.output.shape
+    result = num.zeros(T, B, net.directions, net.cell_size())
+    for d, rows in enumerate(run.steps[layer]):
+        for b, steps in enumerate(rows):
+            for t, step in zip(order(run.lengths[b], d), steps, strict=True):
+                result[t, b, d] = step.c1
+    return result.reshape(T, B, -1)
+
+
+def gates(num: Arithmetic, net: Network, run: Run, layer: int) -> Array:
+    """The activated gates of a layer [T, B, D, G, H], zero beyond a row's length."""
+    T, B, _ = run.output.shape
+    names = ("i", "f", "g", "o") if net.cell == "lstm" else ("r", "z", "n")
+    result = num.zeros(T, B, net.directions, len(names), net.cell_size())
+    for d, rows in enumerate(run.steps[layer]):
+        for b, steps in enumerate(rows):
+            for t, step in zip(order(run.lengths[b], d), steps, strict=True):
+                for k, name in enumerate(names):
+                    result[t, b, d, k] = getattr(step, name)
+    return result
+
+
+def backward(
+    num: Arithmetic,
+    net: Network,
+    run: Run,
+    d_output: Array,
+    d_h_n: Array,
+    d_c_n: Array,
+    d_cells: Sequence[Array] | None = None,
+) -> Gradients:
+    """Gradients of sum(output * d_output) + sum(h_n * d_h_n) + sum(c_n * d_c_n) + sum over layers(cells * d_cells)."""
     T, B, _ = d_output.shape
     D, P = net.directions, net.state_size()
     grads = Gradients(d_output, d_h_n * 0, d_c_n * 0, [[w.zeros_like() for w in ws] for ws in net.weights])
@@ -250,9 +294,11 @@ def backward(num: Arithmetic, net: Network, run: Run, d_output: Array, d_h_n: Ar
                 for t, step in reversed(list(visited)):
                     dh = dh + grads.x[t, b, d * P : (d + 1) * P]
                     if net.cell == "lstm":
-                        dx, dh, dc = lstm_step_backward(w, dw, step, dh, dc)
+                        H = len(dc)
+                        dc = dc if d_cells is None else dc + d_cells[layer][t, b, d * H : (d + 1) * H]
+                        dx, dh, dc = lstm_step_backward(net, w, dw, step, dh, dc)
                     else:
-                        dx, dh = gru_step_backward(w, dw, step, dh)
+                        dx, dh = gru_step_backward(net, w, dw, step, dh)
                     d_input[t, b] += dx
                 grads.h0[k, b], grads.c0[k, b] = dh, dc
         grads.x = d_input

@@ -24,6 +24,8 @@ class Arguments:
     batch_sizes: Tensor | None
     bidirectional: bool
     names: list[str]  # of [input, *states, *weights]
+    options: tuple[float | None, float | None, bool] = (None, None, False)  # cell_clip, grad_clip, recompute
+    kept: bool = False  # c_t is among the results
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -33,10 +35,13 @@ class Arguments:
         """Runs the operator, on other tensors in the place of [input, *states, *weights] if given."""
         x, *rest = self.tensors if tensors is None else tensors
         states, weights = rest[: len(self.states)], rest[len(self.states) :]
-        out: list[Tensor] = torch.ops.lstm_fused.layer(
-            self.cell, x, states, weights, self.batch_sizes, self.bidirectional
-        )
-        return out
+        op = torch.ops.lstm_fused.forward if self.kept else torch.ops.lstm_fused.layer
+        out: list[Tensor] = op(self.cell, x, states, weights, self.batch_sizes, self.bidirectional, *self.options)
+        if not self.kept:
+            return out
+        count = 3 if self.cell == "lstm" else 2
+        cells = out[count if self.options[2] else count + 1 :: 1 if self.options[2] else 2]
+        return [*out[:count], *(cells if self.cell == "lstm" else [])]
 
 
 def arguments(case: Case, seed: int = 0, requires_grad: bool = True) -> Arguments:
@@ -61,4 +66,6 @@ def arguments(case: Case, seed: int = 0, requires_grad: bool = True) -> Argument
         batch_sizes,
         case.bidirectional,
         ["input", *state_names, *given.parameters],
+        (case.cell_clip, case.grad_clip, case.recompute),
+        case.kept,
     )

@@ -31,8 +31,12 @@ SLOW = [
     replace(SMALL, packed=True, T=4, B=3, bidirectional=True),
     replace(SMALL, packed=True, T=4, B=3, bias=False, hx=False),
     replace(SMALL, layout="strided"),
+    replace(SMALL, recompute=True, packed=True, T=4, B=3, bidirectional=True),
 ]
 SLOW_PROJECTIONS = [
+    replace(SMALL, kept=True, recompute=True),
+    replace(SMALL, kept=True, packed=True, T=4, B=3, bidirectional=True),
+    replace(SMALL, cell_clip=0.3, kept=True),
     replace(SMALL, proj=2),
     replace(SMALL, proj=1, bidirectional=True, bias=False),
     replace(SMALL, proj=2, packed=True, T=4, B=3),
@@ -48,8 +52,11 @@ FAST = [
     replace(WIDE, B=17, H=33, packed=True, T=7),
     replace(WIDE, B=17, H=33, packed=True, T=7, bidirectional=True, bias=False),
     replace(WIDE, T=2, B=3, H=100),
+    replace(WIDE, B=17, H=33, recompute=True, packed=True, bidirectional=True, hx=False),
 ]
 FAST_PROJECTIONS = [
+    replace(WIDE, B=17, H=33, kept=True, cell_clip=0.3, bidirectional=True),
+    replace(WIDE, B=17, H=33, proj=10, recompute=True, packed=True, bidirectional=True),
     replace(WIDE, B=17, H=33, proj=10),
     replace(WIDE, B=17, H=33, proj=10, packed=True, bidirectional=True),
 ]

@@ -28,8 +28,11 @@ OPTIONS = [
     replace(SMALL, layout="strided"),
     replace(SMALL, packed=True, T=4, B=3),
     replace(SMALL, packed=True, T=4, B=3, bidirectional=True, hx=False),
+    replace(SMALL, recompute=True, bidirectional=True),
 ]
 PROJECTIONS = [
+    replace(SMALL, cell_clip=0.3, kept=True),
+    replace(SMALL, kept=True, recompute=True, bidirectional=True),
     replace(SMALL, proj=2),
     replace(SMALL, proj=2, packed=True, T=4, B=3, bidirectional=True, bias=False),
 ]

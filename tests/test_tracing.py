@@ -111,9 +111,10 @@ def test_opcheck_of_a_step(kind: str, given: bool) -> None:
     torch.library.opcheck(torch.ops.lstm_fused.step.default, (cell, x, initial, weights))
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("samples", [0, B])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_opcheck_of_the_parts(kind: str, samples: int) -> None:
+def test_opcheck_of_the_parts(kind: str, samples: int, recompute: bool) -> None:
     """``forward``, ``backward`` and ``reference``, which autograd and vmap call; ``backward`` is differentiable."""
     ops, cell = torch.ops.lstm_fused, kind.lower()
     bidirectional = samples == 0
@@ -121,15 +122,16 @@ def test_opcheck_of_the_parts(kind: str, samples: int) -> None:
     x = torch.randn(2, B, I, dtype=F64, requires_grad=True)
     initial = [s.requires_grad_() for s in tensors(states(kind, 1 + bidirectional, B, H=H))]
     weights = [p.detach().requires_grad_() for p in module.parameters()]
-    results = [r.detach() for r in ops.forward(cell, x, initial, weights, None, bidirectional)]
+    options = (0.3 if kind == "LSTM" else None, 10.0, recompute)
+    results = [r.detach() for r in ops.forward(cell, x, initial, weights, None, bidirectional, *options)]
     visible = 1 + len(initial)
-    grads: list[Tensor | None] = [torch.randn_like(r).requires_grad_() for r in results[:visible]]
+    cells = results[visible if recompute else visible + 1 :: 1 if recompute else 2] if kind == "LSTM" else []
+    grads: list[Tensor | None] = [torch.randn_like(r).requires_grad_() for r in (*results[:visible], *cells)]
     grads[1] = None  # of h_n
     needed = [True, *(k % 3 > 0 for k in range(len(initial) + len(weights)))]
     output, saved = results[0], results[visible:]
     if samples == 0:
-        torch.library.opcheck(ops.forward.default, (cell, x, initial, weights, None, bidirectional))
-        torch.library.opcheck(ops.reference.default, (cell, x, initial, weights, None, bidirectional))
-    torch.library.opcheck(
-        ops.backward.default, (cell, grads, x, initial, weights, None, bidirectional, output, saved, needed, samples)
-    )
+        torch.library.opcheck(ops.forward.default, (cell, x, initial, weights, None, bidirectional, *options))
+        torch.library.opcheck(ops.reference.default, (cell, x, initial, weights, None, bidirectional, *options))
+    layer = (cell, grads, x, initial, weights, None, bidirectional, *options[:2])
+    torch.library.opcheck(ops.backward.default, (*layer, output, saved, needed, samples))

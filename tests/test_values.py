@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 def references(case: Case) -> tuple[list[Results], list[Results]]:
     """The exact results, one precision above the case's dtype, and torch's own in the case's dtype."""
     with one_thread():
-        theirs = [cases.run_module(case, seed, torch.nn) for seed in SEEDS]
+        theirs = [cases.run_module(case, seed, case.library_of_torch) for seed in SEEDS]
     num = oracles.EXTENDED if case.dtype == torch.float64 else oracles.FLOAT64
     exact = [cases.run_oracle(case, seed, num) for seed in SEEDS]
     return exact, theirs

@@ -33,7 +33,6 @@ from torch.func import grad, hessian, stack_module_state
 from torch.utils import _pytree as pytree
 
 import lstm_fused
-from lstm_fused import _vmap
 
 
 @each_module
@@ -68,32 +67,25 @@ def test_vmap_dimensions(in_dim: int) -> None:
     assert_close(chunked, wanted)
 
 
-@pytest.mark.parametrize("limit", [0, 1000], ids=["together", "in turn"])
 @pytest.mark.parametrize(
     ("kind", "options", "form"),
     [(*m, "padded") for m in MODULES]
     + [(kind, o, "packed") for kind, o in MODULES if kind in LAYERS and not o.get("batch_first")],
 )
-def test_gradients_per_sample(
-    kind: str, options: dict[str, Any], form: str, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By all arguments, of each sample apart: both ways that the rule has for weights."""
-    monkeypatch.setattr(_vmap, "IN_TURN_BELOW", limit)
+def test_gradients_per_sample(kind: str, options: dict[str, Any], form: str) -> None:
+    """By all arguments, of each sample apart, from one call of the kernels."""
     ours, theirs = pair(kind, I, H, **options)
     a = arguments(ours, kind, options)
     batch_sizes = torch.tensor([2, 2, 1, 1, 1, 1, 1]) if form == "packed" else None
     if form == "packed":
         a["input"] = torch.randn(9, I, dtype=F64)
-    elif kind in LAYERS:  # longer than twice the samples
-        a["input"] = torch.randn(*((B, 2 * V + 1) if options.get("batch_first") else (2 * V + 1, B)), I, dtype=F64)
     names = [name for name in a if name in ("input", "h0", "c0")]
     samples = {n: several(a[n]) for n in names}
     over = ({n: 0 if n in names else None for n in a},)
     with Calls() as calls:
         found = torch.vmap(grad(loss_of(ours, kind, batch_sizes)), in_dims=over)({**a, **samples})
     layers = options.get("num_layers", 1)
-    in_turn = bool(limit) and kind in LAYERS
-    assert calls.fused == {"forward": layers, "backward": layers * (V if in_turn else 1)}
+    assert calls.fused == {"forward": layers, "backward": layers}
     assert calls.products == 0
     assert_all_close(found, each_sample(gradients(loss_of(theirs, kind, batch_sizes)), samples, a))
 

@@ -4,8 +4,8 @@
 // Both activations come from one range reduction, x = n ln2 + r with |r| <= ln2/2:
 //   e^x     = 2^n (1 + q),  q = e^r - 1
 //   e^x - 1 = 2^n q + (2^n - 1)
-// so tanh keeps its relative accuracy near zero, and nothing overflows: arguments are clamped to the
-// range in which the result is not yet constant. NaN passes through every step.
+// so tanh keeps its relative accuracy near zero. Arguments are clamped to where the result is not yet constant, but
+// that e^-x may become infinite: sigmoid(-inf) is 0, as it is in torch. NaN passes through every step.
 #pragma once
 
 #include "value.h"
@@ -22,7 +22,7 @@ struct ExpConstants<float> {
   static constexpr int mantissa = 23, exponent_bias = 127;
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float shifter = 12582912.0f;
-  static constexpr float exp_limit = 87.0f, tanh_limit = 10.0f;
+  static constexpr float exp_low = -87.0f, exp_high = 89.0f, tanh_limit = 10.0f;  // e^89: 2^128 is infinite
   static constexpr float P[] = {0.5f, 0.166665733819f, 0.0416665501103f, 0.00836377387441f, 0.00139269266140f};
 };
 
@@ -32,7 +32,7 @@ struct ExpConstants<double> {
   static constexpr double log2e = 1.4426950408889634074;
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
   static constexpr double shifter = 6755399441055744.0;
-  static constexpr double exp_limit = 708.0, tanh_limit = 20.0;
+  static constexpr double exp_low = -708.0, exp_high = 710.0, tanh_limit = 20.0;
   static constexpr double P[] = {0.5,
                                  0.16666666666666671438,
                                  0.041666666666666670074,
@@ -52,10 +52,15 @@ struct ScaledExp {
 };
 
 template <class V>
-LSTM_FUSED_INLINE V clamp(const V& x, element_t<V> limit) {
-  const V low = broadcast<V>(-limit), high = broadcast<V>(limit);
+LSTM_FUSED_INLINE V clamp(const V& x, element_t<V> least, element_t<V> most) {
+  const V low = broadcast<V>(least), high = broadcast<V>(most);
   const V above = x < low ? low : x;
   return above > high ? high : above;
+}
+
+template <class V>
+LSTM_FUSED_INLINE V clamp(const V& x, element_t<V> limit) {
+  return clamp<V>(x, -limit, limit);
 }
 
 template <class V>
@@ -76,8 +81,9 @@ LSTM_FUSED_INLINE ScaledExp<V> scaled_exp(const V& x) {
 // sigmoid(x) = 1 / (1 + e^-x)
 template <class V>
 LSTM_FUSED_INLINE V sigmoid(const V& x) {
-  const ScaledExp<V> e = scaled_exp<V>(-clamp<V>(x, ExpConstants<element_t<V>>::exp_limit));
-  return 1 / (1 + (e.scale + e.scale * e.q));
+  using C = ExpConstants<element_t<V>>;
+  const ScaledExp<V> e = scaled_exp<V>(clamp<V>(-x, C::exp_low, C::exp_high));
+  return 1 / (1 + e.scale * (1 + e.q));
 }
 
 // tanh(x) = (e^2x - 1) / (e^2x + 1)

@@ -52,6 +52,11 @@ class Backward : Worker {
     return a.d_output ? load<V>(a.d_output + data * a.d_output_ld + unit, count) : V{};
   }
 
+  auto is_clipped(const V& c) const {
+    const V low = broadcast<V>(-a.cell_clip), high = broadcast<V>(a.cell_clip);
+    return (c <= low) | (c >= high);
+  }
+
   void differentiate_units(std::int64_t t, std::int64_t step) {
     for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
       const std::int64_t b = row(j), data = a.sequence.offset(t) + b, before = row_before(t, step, b);
@@ -79,9 +84,15 @@ class Backward : Worker {
       if (before >= 0) c0 = load<V>(a.cells + before * a.H + unit, count);
       else if (a.c0) c0 = load<V>(a.c0 + b * a.H + unit, count);
       dc = load<V>(a.dc + b * a.H + unit, count);
+      if (a.d_cells) dc += load<V>(a.d_cells + data * a.H + unit, count);
     }
     Cell::d_output(s, h0, c1, dh1, d, dc, dh0);
+    if (Cell::carries_cell && a.cell_clip < no_clip<Compute>) dc = is_clipped(c1) ? V{} : dc;
     Cell::d_update(s, h0, c0, d, dc, dh0);
+    if (a.grad_clip < no_clip<Compute>) {
+#pragma GCC unroll 8
+      for (int i = 0; i < S; ++i) d[i] = clamp<V>(d[i], a.grad_clip);
+    }
     if constexpr (Cell::carries_cell) store(a.dc + b * a.H + unit, dc, count);
     if constexpr (Cell::reads_h0) store(a.dh + b * a.P + unit, dh0, count);
 #pragma GCC unroll 8

@@ -144,13 +144,14 @@ class Forward : Worker {
     if constexpr (Cell::reads_h0) h_before = load<V>(h0 + b * h_ld + unit, count);
     if constexpr (Cell::carries_cell) c_before = load<V>(a.c + b * a.H + unit, count);
     Cell::update(x, r, h_before, c_before, s, c_after);
+    if constexpr (Cell::carries_cell) c_after = clamp<V>(c_after, a.cell_clip);
     const V h_after = Cell::output(s, h_before, c_after);
     if constexpr (Cell::carries_cell) store(a.c + b * a.H + unit, c_after, count);
     if (a.saved) {
 #pragma GCC unroll 8
       for (int i = 0; i < S; ++i) store(a.saved + (data * S + i) * a.H + unit, s[i], count);
-      if constexpr (Cell::carries_cell) store(a.cells + data * a.H + unit, c_after, count);
     }
+    if (Cell::carries_cell && a.cells) store(a.cells + data * a.H + unit, c_after, count);
     if (a.projection) return store(a.unprojected + b * unprojected_ld + unit, h_after, count);
     store(h1 + b * h_ld + unit, h_after, count);
     store(a.output + data * a.output_ld + unit, h_after, count);

@@ -13,11 +13,14 @@
 
 namespace lstm_fused {
 
-// [output, h_n, (c_n)], followed by what backward needs if `save`: per direction, the activated gates
-// [N, S*H] and for cells with a cell state c_t [N, H] in the compute type.
+// What forward keeps for backward.
+enum class Save { nothing, states, gates };
+
+// [output, h_n, (c_n)], followed by what is saved: per direction, with Save::gates the activated gates [N, S*H], and
+// unless nothing is saved, for cells with a cell state, c_t [N, H] in the compute type.
 // `packed` are the weights as pack_layer left them; without them a call packs them itself.
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
-                                      at::TensorList weights, bool save, at::TensorList packed = {});
+                                      at::TensorList weights, Save save, at::TensorList packed = {});
 
 // The weights as forward's kernel of the active instruction set reads them: per direction W, U, (W_hr).
 std::vector<at::Tensor> pack_layer(const LayerShape& shape, at::TensorList weights);
@@ -25,14 +28,33 @@ std::vector<at::Tensor> pack_layer(const LayerShape& shape, at::TensorList weigh
 // Whether one step of few rows: done on the weights as they lie in memory.
 bool single_step(const LayerShape& shape);
 
-// That step: [h_1 [D, B, H], (c_1)], followed by what backward needs if `save`.
+// That step: [h_1 [D, B, H], (c_1)], followed by what is saved.
 std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
-                                     at::TensorList weights, bool save);
+                                     at::TensorList weights, Save save);
 
-// Gradients of input, states and weights, in that order; undefined where `needed` is false.
+// What backward's calls for the parts of one sequence share, once the first of them has made it.
+struct SharedBackward {
+  std::vector<at::Tensor> packed;  // the weights that were rearranged
+  std::vector<at::Tensor> sums;    // the gradients of the weights, to which each call adds
+};
+
+// Gradients of input, states and weights, in that order and in the compute type; undefined where `needed` is false.
+// `grads` are those of output, h_n, (c_n, and per direction c_t), undefined for zero. With `samples`, row b * samples +
+// v of the batch belongs to sample v, and the weights' gradients are [samples, *], those of each sample apart.
 std::vector<at::Tensor> layer_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input,
                                        at::TensorList states, at::TensorList weights, const at::Tensor& output,
-                                       at::TensorList saved, const std::vector<bool>& needed);
+                                       at::TensorList saved, const std::vector<bool>& needed, std::int64_t samples,
+                                       SharedBackward* shared = nullptr);
+
+// The same, where forward has saved the states alone.
+std::vector<at::Tensor> layer_backward_recomputing(const LayerShape& shape, at::TensorList grads,
+                                                   const at::Tensor& input, at::TensorList states,
+                                                   at::TensorList weights, const at::Tensor& output,
+                                                   at::TensorList saved, const std::vector<bool>& needed,
+                                                   std::int64_t samples);
+inline bool gates_saved(const LayerShape& shape, at::TensorList saved) {
+  return saved.size() == static_cast<std::size_t>(shape.D * shape.states);
+}
 
 // Calls f(Storage{}) for the element type of a tensor.
 template <class F>

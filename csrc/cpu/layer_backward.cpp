@@ -27,12 +27,15 @@ struct BackwardLayer {
   using Compute = compute_t<Storage>;
 
   const LayerShape& shape;
-  at::TensorList grads;  // of output, h_n, (c_n); undefined: zero
+  at::TensorList grads;  // of output, h_n, (c_n, c_t by direction); undefined: zero
   const at::Tensor input;
   at::TensorList states, weights;
   const at::Tensor output;
   at::TensorList saved;
   const std::vector<bool>& needed;
+  const std::int64_t samples;  // 0: none
+  SharedBackward* const shared;
+  const bool first_part = !shared || shared->sums.empty();
   const at::TensorOptions compute_options = input.options().dtype(compute_type(input));
   const CellKernels<Storage> kernels = active_isa().kernels<Storage>(shape.cell);
   LayerSums<Storage> sums{kernels, compute_options};
@@ -40,7 +43,7 @@ struct BackwardLayer {
       recurrence_shape(shape, sizeof(Compute), kernels.unit_panel, kernels.output_panel, shape.G* shape.H);
   const Plan plan = current_plan(recurrence);
 
-  std::vector<at::Tensor> kept;
+  std::vector<at::Tensor> kept, packed_here;
   std::vector<BackwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};
   std::vector<Panels<Compute>> input_weights{static_cast<std::size_t>(shape.D)};  // for the gradient of the input
   std::vector<at::Tensor> d_gates{static_cast<std::size_t>(shape.D)}, d_projected{d_gates}, unprojected{d_gates};
@@ -51,7 +54,7 @@ struct BackwardLayer {
   }
 
   at::Tensor state_gradient(std::size_t index, std::int64_t width) {
-    if (index < grads.size() && grads[index].defined()) return to_compute(grads[index]).clone();
+    if (grads[index].defined()) return to_compute(grads[index]).clone();
     return at::zeros({shape.D, shape.B, width}, compute_options);
   }
 
@@ -84,6 +87,9 @@ struct BackwardLayer {
       a.c0 = c0.defined() ? data<Compute>(c0) + d * B * H : nullptr;
       a.d_output = d_output.defined() ? data<Storage>(d_output) + d * P : nullptr;
       a.d_output_ld = shape.D * P;
+      if (shape.states == 2) a.d_cells = data<Compute>(keep(to_compute(grads[3 + d])));
+      a.cell_clip = static_cast<Compute>(shape.cell_clip);
+      a.grad_clip = static_cast<Compute>(shape.grad_clip);
       a.dh = mutable_data<Compute>(dh) + d * B * P;
       a.dc = dc.defined() ? mutable_data<Compute>(dc) + d * B * H : nullptr;
       a.need_dh0 = !states.empty() && needed[1];
@@ -103,16 +109,21 @@ struct BackwardLayer {
       Compute* to;
     };
     std::vector<Matrix> matrices;
+    std::vector<at::Tensor>& packed = shared ? shared->packed : packed_here;
+    std::size_t used = 0;
     std::int64_t packs = 0;
     // Along its rows a matrix can be read as it lies in memory; few data rows would not repay packing it.
     const auto along_rows = [&](const at::Tensor& matrix) -> Panels<Compute> {
       const at::Tensor from = keep(matrix.contiguous());
       const std::int64_t rows = from.size(0), outputs = from.size(1), panels = divide_up(outputs, width);
       if constexpr (std::is_same_v<Storage, Compute>)
-        if (shape.N <= max_step_batch && outputs % width == 0) return {data<Compute>(from), width, outputs};
-      Compute* const to = mutable_data<Compute>(keep(at::empty({panels * rows * width}, compute_options)));
-      matrices.push_back({data<Storage>(from), rows, outputs, panels, to});
-      packs += panels;
+        if (!shared && shape.N <= max_step_batch && outputs % width == 0) return {data<Compute>(from), width, outputs};
+      if (first_part) packed.push_back(at::empty({panels * rows * width}, compute_options));
+      Compute* const to = mutable_data<Compute>(packed[used++]);
+      if (first_part) {
+        matrices.push_back({data<Storage>(from), rows, outputs, panels, to});
+        packs += panels;
+      }
       return Panels<Compute>::packed(to, rows, width);
     };
     for (int d = 0; d < shape.D; ++d) {
@@ -142,18 +153,33 @@ struct BackwardLayer {
       const auto want = [&](int index) { return needed[result + index - results.data()]; };
       const int last = shape.weights_per_direction() - 1;
       const at::Tensor d_x = d_gates[d].narrow(1, 0, gates);
-      if (want(0)) result[0] = weight_gradient(d_x, x);
-      if (want(1)) result[1] = recurrent_weight_gradient(d);
-      if (shape.bias && want(2)) sum_columns(d_x, result[2] = at::empty({gates}, compute_options));
-      if (shape.bias && want(3)) result[3] = recurrent_bias_gradient(d);
-      if (shape.projected && want(last)) result[last] = weight_gradient(d_projected[d], unprojected[d]);
+      for (int i = 0; i <= last; ++i)
+        if (want(i)) result[i] = sum_for(d * (last + 1) + i);
+      if (want(0)) outer_sum(result[0], d_x, x);
+      if (want(1)) recurrent_weight_gradient(d, result[1]);
+      if (shape.bias && want(2)) sum_columns(d_x, result[2]);
+      if (shape.bias && want(3)) recurrent_bias_gradient(d, result[3]);
+      if (shape.projected && want(last)) outer_sum(result[last], d_projected[d], unprojected[d]);
     }
     sums.run();
+    add_earlier_parts(at::ArrayRef<at::Tensor>(results).slice(1 + states.size()));
     if (!states.empty() && needed[1]) results[1] = dh;
     if (states.size() > 1 && needed[2]) results[2] = dc;
-    for (at::Tensor& result : results)
-      if (result.defined()) result = result.to(input.scalar_type());
     return results;
+  }
+
+  // Where the gradient of a weight goes: products add to that of earlier parts, sums of columns are added afterwards.
+  at::Tensor sum_for(int weight) const {
+    if (weights[weight].dim() == 2 && !first_part) return shared->sums[weight];
+    std::vector<std::int64_t> sizes = weights[weight].sizes().vec();
+    if (samples) sizes.insert(sizes.begin(), samples);
+    return at::empty(sizes, compute_options);
+  }
+  void add_earlier_parts(at::TensorList gradients) const {
+    if (!shared) return;
+    for (std::size_t i = 0; !first_part && i < gradients.size(); ++i)
+      if (gradients[i].defined() && weights[i].dim() == 1) gradients[i].add_(shared->sums[i]);
+    shared->sums = gradients.vec();
   }
 
   at::Tensor input_gradient() {
@@ -185,50 +211,56 @@ struct BackwardLayer {
     });
   }
 
-  // out [rows, outputs] = left [N, rows]^T right [N, outputs], and the same of a second pair if there is one.
-  void outer_sum(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right, const at::Tensor& left2 = {},
-                 const at::Tensor& right2 = {}) {
-    std::vector<OuterSumArgs<Compute>> terms;
-    for (const auto& [l, r] : {std::tie(left, right), std::tie(left2, right2)}) {
-      if (!l.defined() || l.size(0) == 0) continue;
-      keep(r);
-      terms.push_back({.N = l.size(0),
-                       .outputs = r.size(1),
-                       .left = data<Compute>(l),
-                       .left_ld = l.stride(0),
-                       .right = data<Compute>(r),
-                       .right_ld = r.stride(0),
-                       .out = mutable_data<Compute>(out),
-                       .add = !terms.empty()});
-    }
-    if (terms.empty()) at::Tensor(out).zero_();
-    else sums.outer_sum(out.size(0), terms);
+  // A sum over data rows for each sample apart: f(sample, samples), where sample v has every samples-th row from row v
+  // on.
+  template <class F>
+  void for_samples(F f) const {
+    const std::int64_t count = std::max<std::int64_t>(samples, 1);
+    for (std::int64_t sample = 0; sample < count; ++sample) f(sample, count);
   }
 
-  at::Tensor weight_gradient(const at::Tensor& d_result, const at::Tensor& source) {
-    const at::Tensor gradient = at::empty({d_result.size(1), source.size(1)}, compute_options);
-    outer_sum(gradient, d_result, source);
-    return gradient;
+  // out [(samples), rows, outputs] = left [N, rows]^T right [N, outputs], and the same of a second pair if there is
+  // one.
+  void outer_sum(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right, const at::Tensor& left2 = {},
+                 const at::Tensor& right2 = {}) {
+    keep(right);
+    keep(right2);
+    for_samples([&](std::int64_t sample, std::int64_t count) {
+      std::vector<OuterSumArgs<Compute>> terms;
+      for (const auto& [l, r] : {std::tie(left, right), std::tie(left2, right2)}) {
+        if (!l.defined() || l.size(0) == 0) continue;
+        terms.push_back({.N = l.size(0) / count,
+                         .outputs = r.size(1),
+                         .left = data<Compute>(l) + sample * l.stride(0),
+                         .left_ld = count * l.stride(0),
+                         .right = data<Compute>(r) + sample * r.stride(0),
+                         .right_ld = count * r.stride(0),
+                         .out = mutable_data<Compute>(out) + sample * out.stride(0),
+                         .add = !first_part || !terms.empty()});
+      }
+      if (!terms.empty()) sums.outer_sum(out.size(-2), terms);
+    });
+    if (first_part && left.size(0) == 0 && !(left2.defined() && left2.size(0) > 0)) out.zero_();
   }
 
   void sum_columns(const at::Tensor& matrix, const at::Tensor& out) {
-    sums.sum_columns(matrix.size(0), matrix.size(1), data<Compute>(matrix), matrix.stride(0),
-                     mutable_data<Compute>(out));
+    for_samples([&](std::int64_t sample, std::int64_t count) {
+      sums.sum_columns(matrix.size(0) / count, matrix.size(1), data<Compute>(matrix) + sample * matrix.stride(0),
+                       count * matrix.stride(0), mutable_data<Compute>(out) + sample * out.stride(0));
+    });
   }
 
-  at::Tensor recurrent_bias_gradient(int d) {
+  void recurrent_bias_gradient(int d, const at::Tensor& gradient) {
     const std::int64_t H = shape.H;
-    const at::Tensor gradient = at::empty({shape.G * H}, compute_options);
     for_recurrent_runs([&](int row, int column, int count) {
-      sum_columns(d_gates[d].narrow(1, column * H, count * H), gradient.narrow(0, row * H, count * H));
+      sum_columns(d_gates[d].narrow(1, column * H, count * H), gradient.narrow(-1, row * H, count * H));
     });
-    return gradient;
   }
 
   // dU = sum over t of dgates_t^T h_{t-1}
-  at::Tensor recurrent_weight_gradient(int d) {
+  void recurrent_weight_gradient(int d, const at::Tensor& dU) {
     const std::int64_t B = shape.B, H = shape.H, P = shape.P, N = shape.N;
-    const bool reverse = d == 1, packed = shape.batch_sizes;
+    const bool reverse = args[d].sequence.reverse, packed = shape.batch_sizes;
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0].select(0, d));
     at::Tensor h = output.reshape({N, shape.D * P}).narrow(1, d * P, P).to(compute_options.dtype());
     at::Tensor d_g = d_gates[d], d_first;
@@ -240,14 +272,12 @@ struct BackwardLayer {
       d_g = d_g.narrow(0, reverse ? 0 : B, N - B);
       h = h.narrow(0, reverse ? B : 0, N - B);
     }
-    const at::Tensor dU = at::empty({shape.G * H, P}, compute_options);
     for_recurrent_runs([&](int row, int column, int count) {
-      const at::Tensor part = dU.narrow(0, row * H, count * H);
+      const at::Tensor part = dU.narrow(-2, row * H, count * H);
       const auto columns = [&](const at::Tensor& rows) { return rows.narrow(1, column * H, count * H); };
       if (packed || !h0.defined()) outer_sum(part, columns(d_g), h);
       else outer_sum(part, columns(d_g), h, columns(d_first), h0);
     });
-    return dU;
   }
 };
 
@@ -255,7 +285,8 @@ struct BackwardLayer {
 
 std::vector<at::Tensor> layer_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input,
                                        at::TensorList states, at::TensorList weights, const at::Tensor& output,
-                                       at::TensorList saved, const std::vector<bool>& needed) {
+                                       at::TensorList saved, const std::vector<bool>& needed, std::int64_t samples,
+                                       SharedBackward* shared) {
   return with_storage(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     const at::Tensor rows = input.reshape({shape.N, shape.I}).contiguous();
@@ -266,7 +297,9 @@ std::vector<at::Tensor> layer_backward(const LayerShape& shape, at::TensorList g
                                  .weights = weights,
                                  .output = output,
                                  .saved = saved,
-                                 .needed = needed};
+                                 .needed = needed,
+                                 .samples = samples,
+                                 .shared = shared};
     std::vector<at::Tensor> results = layer.run();
     if (results[0].defined()) results[0] = results[0].reshape(input.sizes());
     return results;

@@ -12,7 +12,8 @@ RecurrenceShape recurrence_shape(const LayerShape& s, int element_bytes, int lan
 }
 
 Sequence sequence(const LayerShape& shape, int direction) {
-  return {shape.T, shape.B, direction == 1, shape.batch_sizes, shape.offsets.empty() ? nullptr : shape.offsets.data()};
+  return {shape.T, shape.B, direction == 1 || shape.reverse, shape.batch_sizes,
+          shape.offsets.empty() ? nullptr : shape.offsets.data()};
 }
 
 namespace {
@@ -83,7 +84,7 @@ struct ForwardLayer {
   const at::Tensor input;  // [N, I]
   at::TensorList states, weights;
   at::TensorList packed;  // the weights, by pack_layer; empty: packed at every call
-  const bool save;
+  const Save save;
   const at::TensorOptions storage_options = input.options(),
                           compute_options = input.options().dtype(compute_type(input));
   const IsaKernels& isa = active_isa();
@@ -131,7 +132,8 @@ struct ForwardLayer {
       a.c = c_n.defined() ? mutable_data<Compute>(c_n) + d * B * H : nullptr;
       a.unprojected =
           unprojected.defined() ? mutable_data<Compute>(unprojected) + d * B * row_stride<Compute>(H) : nullptr;
-      if (save) allocate_saved(a);
+      a.cell_clip = static_cast<Compute>(shape.cell_clip);
+      allocate_saved(a);
       allocate_input_gates(a);
     }
     if (shape.N > 0) run_recurrence();
@@ -142,9 +144,11 @@ struct ForwardLayer {
   }
 
   void allocate_saved(ForwardArgs<Storage>& a) {
-    saved.push_back(at::empty({shape.N, shape.S * shape.H}, storage_options));
-    a.saved = mutable_data<Storage>(saved.back());
-    if (shape.states < 2) return;
+    if (save == Save::gates) {
+      saved.push_back(at::empty({shape.N, shape.S * shape.H}, storage_options));
+      a.saved = mutable_data<Storage>(saved.back());
+    }
+    if (save == Save::nothing || shape.states < 2) return;
     saved.push_back(at::empty({shape.N, shape.H}, compute_options));
     a.cells = mutable_data<Compute>(saved.back());
   }
@@ -154,7 +158,7 @@ struct ForwardLayer {
     const std::int64_t rows = std::max<std::int64_t>(shape.B, 1);
     a.chunk_steps = std::max<std::int64_t>(1, std::min(shape.T, chunk_rows * plan.rows / rows));
     if constexpr (same_type) {
-      if (save) {
+      if (save == Save::gates) {
         a.gates_in_place = true;
         a.input_gates = a.saved;
         a.input_ld = shape.S * shape.H;
@@ -207,7 +211,7 @@ std::vector<at::Tensor> pack_layer(const LayerShape& shape, at::TensorList weigh
 }
 
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
-                                      at::TensorList weights, bool save, at::TensorList packed) {
+                                      at::TensorList weights, Save save, at::TensorList packed) {
   if (single_step(shape)) {
     std::vector<at::Tensor> results = step_forward(shape, input, states, weights, save);
     const at::Tensor output = at::empty(shape.output_sizes(), input.options());

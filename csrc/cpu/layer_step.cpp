@@ -28,7 +28,7 @@ bool single_step(const LayerShape& shape) {
 }
 
 std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
-                                     at::TensorList weights, bool save) {
+                                     at::TensorList weights, Save save) {
   return with_storage(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     using Compute = compute_t<Storage>;
@@ -57,13 +57,14 @@ std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& 
       args.c0 = c0.defined() ? data<Storage>(c0) + d * B * H : nullptr;
       args.h1 = mutable_data<Storage>(results[0]) + d * B * H;
       args.c1 = shape.states == 2 ? mutable_data<Storage>(results[1]) + d * B * H : nullptr;
-      if (save) {
+      args.cell_clip = static_cast<Compute>(shape.cell_clip);
+      if (save == Save::gates) {
         results.push_back(at::empty({B, shape.S * H}, input.options()));
         args.saved = mutable_data<Storage>(results.back());
-        if (shape.states == 2) {
-          results.push_back(at::empty({B, H}, input.options().dtype(compute_type(input))));
-          args.cells = mutable_data<Compute>(results.back());
-        }
+      }
+      if (save != Save::nothing && shape.states == 2) {
+        results.push_back(at::empty({B, H}, input.options().dtype(compute_type(input))));
+        args.cells = mutable_data<Compute>(results.back());
       }
       run_step(shape, kernels, args);
     }

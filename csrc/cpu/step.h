@@ -87,11 +87,12 @@ class Step {
     if (Cell::reads_h0 && a.h0) h0 = load<V>(a.h0 + at, count);
     if (Cell::carries_cell && a.c0) c0 = load<V>(a.c0 + at, count);
     Cell::update(input, recurrent, h0, c0, s, c1);
+    if (Cell::carries_cell) c1 = clamp<V>(c1, a.cell_clip);
     store(a.h1 + at, Cell::output(s, h0, c1), count);
     if (Cell::carries_cell) store(a.c1 + at, c1, count);
-    if (!a.saved) return;
-    for (int i = 0; i < S; ++i) store(a.saved + (b * S + i) * a.H + unit, s[i], count);
-    if (Cell::carries_cell) store(a.cells + at, c1, count);
+    if (a.saved)
+      for (int i = 0; i < S; ++i) store(a.saved + (b * S + i) * a.H + unit, s[i], count);
+    if (Cell::carries_cell && a.cells) store(a.cells + at, c1, count);
   }
 
   const StepArgs<Storage>& a;
