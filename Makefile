@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
+CUDA_VENV  ?= .venv-cuda
+CUDA_TORCH ?= torch==2.14.1
 BIN     = $(VENV)/bin
 CXX    ?= g++
 BENCH  ?= --grid quick --mode both
-CXX_FILES = $(wildcard csrc/*.* csrc/*/*.* tests/sanitize/*.cpp)
+CXX_FILES = $(wildcard csrc/*.* csrc/*/*.* tests/*.cpp tests/sanitize/*.cpp tests/ptx/runtime/*.* tests/ptx/programs/*.*)
 SOURCES = setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: test bench lint format sanitize build wheel clean
+.PHONY: test bench lint format sanitize build wheel cuda-build clean
 
 test: build
 	$(BIN)/python -m pytest
@@ -46,6 +48,20 @@ $(VENV)/.ready: pyproject.toml
 $(VENV)/.built: $(VENV)/.ready $(SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	test -e $(BIN)/lstm-fused || $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+# A second environment with a CUDA build of torch: the wheel with CUDA kernels, what can be told of it without a GPU, and
+# the CPU tests in that build. CUDA_ARCH names architectures, all by default.
+cuda-build: $(CUDA_VENV)/.ready
+	$(if $(CUDA_ARCH),TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH)") LSTM_FUSED_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet \
+	    build -b build/cuda build_ext -t build/cuda/temp bdist_wheel -d build/cuda/dist
+	$(CUDA_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/cuda/dist/*.whl
+	cd build/cuda && ../../$(CUDA_VENV)/bin/python ../../tests/cuda_build.py
+
+$(CUDA_VENV)/.ready:
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja numpy typer rich
+	$(CUDA_VENV)/bin/python -m pip install --quiet $(CUDA_TORCH)
 	touch $@
 
 wheel: $(VENV)/.ready

@@ -1,20 +1,56 @@
-"""Builds lstm_fused/_C.so: plain C++ against libtorch, without pybind11 and without libpython.
+"""Builds lstm_fused/_C.so: plain C++ against libtorch, without pybind11 and without libpython; with CUDA kernels where
+torch is a CUDA build and nvcc is found.
 
-LSTM_FUSED_CUDA=0|1|auto says whether CUDA kernels are to be built; this version has none, so 1 is an error.
+LSTM_FUSED_CUDA=0|1|auto says whether CUDA kernels are to be built: never, or else an error, or where that is possible.
+TORCH_CUDA_ARCH_LIST names the architectures ("8.0;9.0+PTX"), by default all that the kernels are tested to compile for.
 """
 
 import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
+import torch
 from setuptools import Extension, setup
-from torch.utils import cpp_extension
 
 CUDA = os.environ.get("LSTM_FUSED_CUDA", "auto")
-WHY_NO_CUDA = "this version of lstm_fused has no CUDA kernels"
-if CUDA not in ("0", "1", "auto"):
-    raise SystemExit(f"LSTM_FUSED_CUDA must be 0, 1 or auto, not {CUDA!r}")
-if CUDA == "1":
-    raise SystemExit(f"LSTM_FUSED_CUDA=1: {WHY_NO_CUDA}")
-print(f"lstm_fused: building the CPU backend (scalar, AVX2, AVX-512); no CUDA backend: {WHY_NO_CUDA}")
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+def toolkit_of_nvcc() -> str | None:
+    """The CUDA toolkit's root, as the nvcc that is found says it."""
+    if shutil.which("nvcc") is None:
+        return None
+    said = subprocess.run(["nvcc", "--dryrun", "x.cu"], capture_output=True, text=True).stderr
+    here = re.search(r"_HERE_=(.*)", said)
+    return str(Path(here[1]).parent) if here else None
+
+
+def why_no_cuda() -> str:
+    """Why CUDA kernels are not built; empty if they are."""
+    if CUDA not in ("0", "1", "auto"):
+        raise SystemExit(f"LSTM_FUSED_CUDA must be 0, 1 or auto, not {CUDA!r}")
+    why = ""
+    if CUDA == "0":
+        why = "LSTM_FUSED_CUDA=0 said so when it was built"
+    elif torch.version.cuda is None:
+        why = f"it was built for torch {torch.__version__}, which has no CUDA"
+    elif toolkit_of_nvcc() is None:
+        why = "nvcc was not found when it was built"
+    if why and CUDA == "1":
+        raise SystemExit(f"LSTM_FUSED_CUDA=1: no CUDA backend: {why}")
+    return why
+
+
+WHY_NO_CUDA = why_no_cuda()
+if not WHY_NO_CUDA:  # read when cpp_extension is imported
+    os.environ.setdefault("CUDA_HOME", toolkit_of_nvcc() or "")
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+from torch.utils import cpp_extension  # noqa: E402
+
+print("lstm_fused: building the CPU backend (scalar, AVX2, AVX-512)", end="")
+print(f"; no CUDA backend: {WHY_NO_CUDA}" if WHY_NO_CUDA else " and the CUDA backend")
 
 SOURCES = [
     "csrc/ops.cpp",
@@ -32,28 +68,35 @@ SOURCES = [
     "csrc/cpu/isa_scalar.cpp",
     "csrc/cpu/isa_avx2.cpp",
     "csrc/cpu/isa_avx512.cpp",
+    "csrc/cuda/plan.cpp",
 ]
+CUDA_SOURCES = ["csrc/cuda/layer.cpp", "csrc/cuda/forward.cu", "csrc/cuda/backward.cu"]
 
+DEVICE = "cpu" if WHY_NO_CUDA else "cuda"
 # -isystem: warnings are for our own code.
-TORCH_HEADERS = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
+TORCH_HEADERS = [flag for path in cpp_extension.include_paths(DEVICE) for flag in ("-isystem", path)]
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-missing-field-initializers",
+]
 
 setup(
     ext_modules=[
         Extension(
             "lstm_fused._C",
-            SOURCES,
-            library_dirs=cpp_extension.library_paths(),
-            libraries=["c10", "torch", "torch_cpu"],
-            extra_compile_args=[
-                "-std=c++20",
-                "-O3",
-                "-fvisibility=hidden",
-                "-Wall",
-                "-Wextra",
-                "-Wno-psabi",
-                "-Wno-missing-field-initializers",
-                *TORCH_HEADERS,
-            ],
+            SOURCES if WHY_NO_CUDA else SOURCES + CUDA_SOURCES,
+            define_macros=[("LSTM_FUSED_WHY_NO_CUDA", f'"{WHY_NO_CUDA}"') if WHY_NO_CUDA else ("LSTM_FUSED_CUDA", "1")],
+            library_dirs=cpp_extension.library_paths(DEVICE),
+            libraries=["c10", "torch", "torch_cpu"] + ([] if WHY_NO_CUDA else ["c10_cuda", "cudart"]),
+            extra_compile_args={
+                "cxx": [*CXX_FLAGS, *TORCH_HEADERS],
+                "nvcc": ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden"],
+            },
             extra_link_args=["-Wl,-s"],
         )
     ],

@@ -37,6 +37,9 @@ struct LayerOptions {
   bool recompute = false;                      // no gates are kept for backward
 };
 
+// What forward keeps for backward.
+enum class Save { nothing, states, gates };
+
 struct LayerShape {
   std::string cell;
   std::int64_t T = 0, B = 0, I = 0, H = 0, P = 0;

@@ -14,6 +14,10 @@
 #include "autograd.h"
 #include "checks.h"
 #include "cpu/layer.h"
+#include "cuda/plan.h"
+#ifdef LSTM_FUSED_CUDA
+#include "cuda/layer.h"
+#endif
 #include "reference.h"
 #include "segments.h"
 
@@ -24,22 +28,55 @@ namespace {
 using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
 
-Tensors layer_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
-                  const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
-                  std::optional<double> grad_clip, bool recompute) {
+// The host code for a kind of device, as the operators call it.
+struct Cpu {
+  static Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
+                         at::TensorList weights, Save save) {
+    return layer_forward(shape, input, states, weights, save);
+  }
+  static Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
+                          at::TensorList weights, const at::Tensor& output, at::TensorList saved,
+                          const std::vector<bool>& needed, std::int64_t samples) {
+    const auto run = [&](auto function) {
+      return function(shape, grads, input, states, weights, output, saved, needed, samples);
+    };
+    if (!gates_saved(shape, saved)) return run(layer_backward_recomputing);
+    return run([](auto&&... arguments) { return layer_backward(arguments...); });
+  }
+};
+
+#ifdef LSTM_FUSED_CUDA
+struct Cuda {
+  static Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
+                         at::TensorList weights, Save save) {
+    return cuda::layer_forward(shape, input, states, weights, save);
+  }
+  static Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
+                          at::TensorList weights, const at::Tensor& output, at::TensorList saved,
+                          const std::vector<bool>& needed, std::int64_t samples) {
+    return cuda::layer_backward(shape, grads, input, states, weights, output, saved, needed, samples);
+  }
+};
+#endif
+
+template <class Backend>
+Tensors layer_on(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                 const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
+                 std::optional<double> grad_clip, bool recompute) {
   const NoAutocast no_autocast;
   const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
-  return layer_forward(check_layer(cell, input, states, weights, batch_sizes, options), input, states, weights,
-                       Save::nothing);
+  return Backend::forward(check_layer(cell, input, states, weights, batch_sizes, options), input, states, weights,
+                          Save::nothing);
 }
 
-Tensors forward_cpu(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
-                    const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
-                    std::optional<double> grad_clip, bool recompute) {
+template <class Backend>
+Tensors forward_on(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
+                   const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
+                   std::optional<double> grad_clip, bool recompute) {
   const NoAutocast no_autocast;
   const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
-  return layer_forward(check_layer(cell, input, states, weights, batch_sizes, options), input, states, weights,
-                       recompute ? Save::states : Save::gates);
+  return Backend::forward(check_layer(cell, input, states, weights, batch_sizes, options), input, states, weights,
+                          recompute ? Save::states : Save::gates);
 }
 
 // The shape of a layer for which no input is there yet.
@@ -97,11 +134,12 @@ void check_backward(const LayerShape& shape, at::TensorList grads, const at::Ten
   }
 }
 
-Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
-                     at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
-                     bool bidirectional, std::optional<double> cell_clip, std::optional<double> grad_clip,
-                     const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
-                     std::int64_t samples) {
+template <class Backend>
+Tensors backward_on(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
+                    at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
+                    bool bidirectional, std::optional<double> cell_clip, std::optional<double> grad_clip,
+                    const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
+                    std::int64_t samples) {
   const NoAutocast no_autocast;
   const LayerOptions options{bidirectional, cell_clip, grad_clip};
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options);
@@ -117,10 +155,7 @@ Tensors backward_cpu(const std::string& cell, const c10::List<OptionalTensor>& g
   Tensors dense;  // as forward made them, unless vmap or a hook has been at them
   for (const at::Tensor& tensor : saved) dense.push_back(tensor.contiguous());
   const at::Tensor h = output.contiguous();
-  Tensors results =
-      gates_saved(shape, saved)
-          ? layer_backward(shape, defined_grads, input, states, weights, h, dense, wanted, samples)
-          : layer_backward_recomputing(shape, defined_grads, input, states, weights, h, dense, wanted, samples);
+  Tensors results = Backend::backward(shape, defined_grads, input, states, weights, h, dense, wanted, samples);
   for (at::Tensor& result : results)  // an op's results are always defined
     result = result.defined() ? result.to(input.scalar_type()) : at::empty({0}, input.options());
   return results;
@@ -142,7 +177,7 @@ void check_step(const at::Tensor& input, at::TensorList states) {
 Tensors step_as_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights) {
   check_step(input, states);
   static const auto layer =
-      c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::layer", "").typed<decltype(layer_cpu)>();
+      c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::layer", "").typed<decltype(layer_on<Cpu>)>();
   Tensors results = layer.call(cell, input.unsqueeze(0), with_leading_axis(states), weights, std::nullopt, false,
                                std::nullopt, std::nullopt, false);
   results.erase(results.begin());
@@ -188,7 +223,23 @@ std::string plan_name(const std::string& cell, int64_t T, int64_t B, int64_t /*I
   return choose_plan(shape, this_machine(static_cast<int>(threads)), forced_plan()).describe();
 }
 
-std::string why_no_cuda() { return "this version of lstm_fused has no CUDA kernels"; }
+// What the CUDA backend would do on a device, which need not be here.
+std::string cuda_plan_name(int64_t T, int64_t B, int64_t H, int64_t gates, int64_t storage_bytes, int64_t compute_bytes,
+                           int64_t multiprocessors, int64_t shared_per_block, bool backward,
+                           const std::string& forced) {
+  const cuda::Shape shape = {
+      T, B, H, static_cast<int>(gates), static_cast<int>(storage_bytes), static_cast<int>(compute_bytes)};
+  const cuda::Device device = {static_cast<int>(multiprocessors), static_cast<int>(shared_per_block), true};
+  return cuda::choose_plan(shape, device, backward, forced).describe();
+}
+
+std::string why_no_cuda() {
+#ifdef LSTM_FUSED_CUDA
+  return "";
+#else
+  return LSTM_FUSED_WHY_NO_CUDA;
+#endif
+}
 
 }  // namespace
 
@@ -215,14 +266,30 @@ TORCH_LIBRARY(lstm_fused, m) {
   m.def("set_isa(str name) -> ()", [](const std::string& name) { set_isa(name); });
   m.def("set_plan(str name) -> ()", [](const std::string& name) { set_forced_plan(name); });
   m.def("plan(str cell, int T, int B, int I, int H, int P, int D, int threads) -> str", plan_name);
+  m.def("cuda_plan(int T, int B, int H, int gates, int storage_bytes, int compute_bytes, int multiprocessors, "
+        "int shared_per_block, bool backward, str forced) -> str",
+        cuda_plan_name);
   m.def("why_no_cuda() -> str", why_no_cuda);
 }
 
+#ifdef LSTM_FUSED_CUDA_EMULATED  // tests: tensors in the host's memory stand for a device's
+using OnCpu = Cuda;
+#else
+using OnCpu = Cpu;
+TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) { m.impl("step", step_cpu); }
+#ifdef LSTM_FUSED_CUDA
+TORCH_LIBRARY_IMPL(lstm_fused, CUDA, m) {
+  m.impl("layer", layer_on<Cuda>);
+  m.impl("forward", forward_on<Cuda>);
+  m.impl("backward", backward_on<Cuda>);
+}
+#endif
+#endif
+
 TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
-  m.impl("layer", layer_cpu);
-  m.impl("forward", forward_cpu);
-  m.impl("backward", backward_cpu);
-  m.impl("step", step_cpu);
+  m.impl("layer", layer_on<OnCpu>);
+  m.impl("forward", forward_on<OnCpu>);
+  m.impl("backward", backward_on<OnCpu>);
   m.impl("segments", cut_segments);
   m.impl("pack", pack_cpu);
   m.impl("packed_layer", packed_layer_cpu);

@@ -7,6 +7,12 @@
 #include <limits>
 #include <type_traits>
 
+#ifdef __CUDACC__
+#define LSTM_FUSED_ANYWHERE __host__ __device__
+#else
+#define LSTM_FUSED_ANYWHERE
+#endif
+
 namespace lstm_fused {
 
 struct BFloat16 {
@@ -32,11 +38,11 @@ struct Sequence {
   const std::int64_t* batch_sizes = nullptr;    // [T], non-increasing; null: B at every step
   const std::int64_t* offsets = nullptr;        // [T], data row of row 0 at step t; null: t*B
 
-  std::int64_t time(std::int64_t step) const { return reverse ? steps - 1 - step : step; }
-  std::int64_t active(std::int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
-  std::int64_t offset(std::int64_t t) const { return offsets ? offsets[t] : t * batch; }
+  LSTM_FUSED_ANYWHERE std::int64_t time(std::int64_t step) const { return reverse ? steps - 1 - step : step; }
+  LSTM_FUSED_ANYWHERE std::int64_t active(std::int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
+  LSTM_FUSED_ANYWHERE std::int64_t offset(std::int64_t t) const { return offsets ? offsets[t] : t * batch; }
   // Rows that were in step t and are in no later step, in the direction of time: [first, active(t)).
-  std::int64_t first_ending(std::int64_t t) const {
+  LSTM_FUSED_ANYWHERE std::int64_t first_ending(std::int64_t t) const {
     if (reverse) return t == 0 ? 0 : active(t);
     return t + 1 < steps ? active(t + 1) : 0;
   }

@@ -5,6 +5,7 @@
 #include "cells/all_cells.h"
 #include "checks.h"
 #include "recurrence.h"
+#include "row_sums.h"
 
 namespace lstm_fused {
 
@@ -195,20 +196,6 @@ Tensors layer(const LayerShape& shape, const at::Tensor& input, at::TensorList s
   results.insert(results.end(), cells.begin(), cells.end());
   return results;
 }
-
-// Sums over data rows. With samples, rows belong to them in turn, and each has a sum of its own.
-struct RowSums {
-  std::int64_t samples;
-
-  at::Tensor apart(const at::Tensor& rows) const {
-    return rows.reshape({rows.size(0) / samples, samples, rows.size(1)});
-  }
-  at::Tensor operator()(const at::Tensor& d) const { return samples ? apart(d).sum(0) : d.sum(0); }
-  at::Tensor operator()(const at::Tensor& d, const at::Tensor& rows) const {
-    if (!samples) return d.t().matmul(rows);
-    return apart(d).permute({1, 2, 0}).matmul(apart(rows).permute({1, 0, 2}));
-  }
-};
 
 template <class Cell>
 Tensors backward(const LayerShape& shape, const BackwardCall& call) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ def _load() -> None:
             "Install with 'pip install .', or build in place with 'python setup.py build_ext --inplace'."
         )
     library = max(built, key=lambda p: p.stat().st_mtime)  # an older file of another Python may lie beside it
+    library = Path(os.environ.get("LSTM_FUSED_LIBRARY", library))  # for tests of another build
     try:
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except OSError as error:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 # Before torch loads OpenMP: a suite that shares its cores must not have threads spin for others that are not running.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import cases
+import emulated
 import pytest
 import torch
-from cases import PLANS
 from hypothesis import HealthCheck, settings
 
 from lstm_fused import runtime
@@ -22,7 +23,7 @@ settings.register_profile("explore", deadline=None, max_examples=1000, suppress_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
-@pytest.fixture(params=runtime.available_isas())
+@pytest.fixture(params=[runtime.isa()] if emulated.running() else runtime.available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set this machine runs, in force during the test."""
     with runtime.use_isa(request.param):
@@ -30,10 +31,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=PLANS)
+@pytest.fixture(params=cases.PLANS)
 def plan(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each way to split the work over threads, forced during the test."""
-    with runtime.use_plan(request.param):
+    """Each way to split the work, forced during the test."""
+    with cases.use_plan(request.param):
         yield request.param
 
 

@@ -63,7 +63,8 @@ FAST_PROJECTIONS = [
 
 
 def for_cells(both: list[Case], projections: list[Case]) -> list[Case]:
-    return [replace(c, cell=cell) for cell in cases.CELLS for c in both] + projections
+    table = [replace(c, cell=cell) for cell in cases.CELLS for c in both] + projections
+    return [c for c in table if cases.supported(c)]
 
 
 @pytest.mark.parametrize("case", for_cells(SLOW, SLOW_PROJECTIONS), ids=lambda c: c.id)

@@ -63,6 +63,15 @@ LSTM_FUSED_INLINE V clamp(const V& x, element_t<V> limit) {
   return clamp<V>(x, -limit, limit);
 }
 
+// P[k] + r (P[k+1] + r (...)), each coefficient a constant of its own: a GPU cannot read the array.
+template <class V, int k = 0>
+LSTM_FUSED_INLINE V polynomial(const V& r) {
+  using C = ExpConstants<element_t<V>>;
+  constexpr element_t<V> coefficient = C::P[k];
+  if constexpr (k + 1 == sizeof(C::P) / sizeof(C::P[0])) return broadcast<V>(coefficient);
+  else return polynomial<V, k + 1>(r) * r + coefficient;
+}
+
 template <class V>
 LSTM_FUSED_INLINE ScaledExp<V> scaled_exp(const V& x) {
   using C = ExpConstants<element_t<V>>;
@@ -70,12 +79,8 @@ LSTM_FUSED_INLINE ScaledExp<V> scaled_exp(const V& x) {
   const V shifted = x * C::log2e + C::shifter;
   const V n = shifted - C::shifter;
   const V r = (x - n * C::ln2_high) - n * C::ln2_low;
-  constexpr int degree = sizeof(C::P) / sizeof(C::P[0]) - 1;
-  V p = broadcast<V>(C::P[degree]);
-#pragma GCC unroll 16
-  for (int k = degree - 1; k >= 0; --k) p = p * r + C::P[k];
   const Bits bits = __builtin_bit_cast(Bits, shifted) - __builtin_bit_cast(integer_t<element_t<V>>, C::shifter);
-  return {__builtin_bit_cast(V, (bits + C::exponent_bias) << C::mantissa), r + r * r * p};
+  return {__builtin_bit_cast(V, (bits + C::exponent_bias) << C::mantissa), r + r * r * polynomial<V>(r)};
 }
 
 // sigmoid(x) = 1 / (1 + e^-x)

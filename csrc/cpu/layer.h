@@ -13,9 +13,6 @@
 
 namespace lstm_fused {
 
-// What forward keeps for backward.
-enum class Save { nothing, states, gates };
-
 // [output, h_n, (c_n)], followed by what is saved: per direction, with Save::gates the activated gates [N, S*H], and
 // unless nothing is saved, for cells with a cell state, c_t [N, H] in the compute type.
 // `packed` are the weights as pack_layer left them; without them a call packs them itself.

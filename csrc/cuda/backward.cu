@@ -1,0 +1,42 @@
+// The backward kernels of every cell and storage type.
+#include "backward.cuh"
+#include "launch.cuh"
+
+namespace lstm_fused::cuda {
+
+template <class Storage>
+std::string launch_backward(std::string_view cell, const Plan& plan, const BackwardArgs<Storage>& args,
+                            const std::int64_t* host_batch_sizes, void* stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  std::string error = "no cell of this name";
+  host::with_cell(cell, [&](auto found) {
+    using Cell = decltype(found);
+    const auto kernel = plan.rows == 1 ? backward_kernel<Cell, Storage, 1> : backward_kernel<Cell, Storage, 8>;
+    const std::int64_t steps = args.sequence.steps;
+    if (plan.kind != Kind::step) {
+      error = start(kernel, args, plan, args.sequence.batch, -1, steps, cuda_stream);
+      return;
+    }
+    const auto active = [&](std::int64_t step) {
+      if (step < 0 || step == steps) return std::int64_t{0};
+      return host_batch_sizes ? host_batch_sizes[args.sequence.time(step)] : args.sequence.batch;
+    };
+    error.clear();
+    for (std::int64_t step = steps - 1; step >= -1 && error.empty(); --step) {
+      const std::int64_t rows = std::max(active(step), active(step + 1));
+      if (rows > 0) error = start(kernel, args, plan, rows, step, step + 1, cuda_stream);
+    }
+  });
+  return error;
+}
+
+template std::string launch_backward(std::string_view, const Plan&, const BackwardArgs<float>&, const std::int64_t*,
+                                     void*);
+template std::string launch_backward(std::string_view, const Plan&, const BackwardArgs<double>&, const std::int64_t*,
+                                     void*);
+template std::string launch_backward(std::string_view, const Plan&, const BackwardArgs<BFloat16>&, const std::int64_t*,
+                                     void*);
+template std::string launch_backward(std::string_view, const Plan&, const BackwardArgs<Float16>&, const std::int64_t*,
+                                     void*);
+
+}  // namespace lstm_fused::cuda

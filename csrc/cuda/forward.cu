@@ -1,0 +1,47 @@
+// The forward kernels of every cell and storage type.
+#include "forward.cuh"
+#include "launch.cuh"
+
+namespace lstm_fused::cuda {
+
+template <class Storage>
+std::string launch_forward(std::string_view cell, const Plan& plan, const ForwardArgs<Storage>& args,
+                           const std::int64_t* host_batch_sizes, void* stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  std::string error = "no cell of this name";
+  host::with_cell(cell, [&](auto found) {
+    using Cell = decltype(found);
+    const auto kernel = plan.rows == 1 ? forward_kernel<Cell, Storage, 1> : forward_kernel<Cell, Storage, 8>;
+    if (plan.kind != Kind::step) {
+      error = start(kernel, args, plan, args.sequence.batch, 0, args.sequence.steps, cuda_stream);
+      return;
+    }
+    error.clear();
+    for (std::int64_t step = 0; step < args.sequence.steps && error.empty(); ++step) {
+      const std::int64_t t = args.sequence.time(step);
+      const std::int64_t active = host_batch_sizes ? host_batch_sizes[t] : args.sequence.batch;
+      if (active > 0) error = start(kernel, args, plan, active, step, step + 1, cuda_stream);
+    }
+  });
+  return error;
+}
+
+template std::string launch_forward(std::string_view, const Plan&, const ForwardArgs<float>&, const std::int64_t*,
+                                    void*);
+template std::string launch_forward(std::string_view, const Plan&, const ForwardArgs<double>&, const std::int64_t*,
+                                    void*);
+template std::string launch_forward(std::string_view, const Plan&, const ForwardArgs<BFloat16>&, const std::int64_t*,
+                                    void*);
+template std::string launch_forward(std::string_view, const Plan&, const ForwardArgs<Float16>&, const std::int64_t*,
+                                    void*);
+
+Device current_device() {
+  int device = 0, multiprocessors = 0, shared = 0, cooperative = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
+  return {multiprocessors, shared, cooperative != 0};
+}
+
+}  // namespace lstm_fused::cuda

@@ -1,0 +1,67 @@
+// What the CUDA kernels are told, and how they are started: the bridge between host code, which knows torch but no
+// kernel, and the kernels, which know no torch. Letters as in recurrence.h; every pointer is to device memory.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "../recurrence.h"
+#include "plan.h"
+
+namespace lstm_fused::cuda {
+
+// One direction of one layer, forward.
+template <class Storage>
+struct ForwardArgs {
+  using Compute = compute_t<Storage>;
+  Sequence sequence;
+  std::int64_t H = 0;
+  const Storage* input_gates = nullptr;  // [N, input_ld]: W x + b_ih; may be the memory of `saved`
+  std::int64_t input_ld = 0;
+  const Storage* recurrent = nullptr;  // U [G*H, H]
+  const Storage* bias_h = nullptr;     // [G*H] or null
+  const Storage* h0 = nullptr;         // [B, H]; null: zero
+  Storage* saved = nullptr;            // [N, S*H]; null: not kept
+  Compute* cells = nullptr;            // [N, H]; null: not kept
+  Storage* output = nullptr;           // [N, output_ld]: h_t, which the next step reads again
+  std::int64_t output_ld = 0;
+  Storage* h_n = nullptr;  // [B, H]
+  Compute* c = nullptr;    // [B, H]: c_0, and c_n at the end
+  Compute cell_clip = no_clip<Compute>;
+};
+
+// One direction of one layer, backward.
+template <class Storage>
+struct BackwardArgs {
+  using Compute = compute_t<Storage>;
+  Sequence sequence;
+  std::int64_t H = 0;
+  const Storage* recurrent = nullptr;  // U transposed [H, G*H]
+  const Storage* saved = nullptr;      // [N, S*H]
+  const Compute* cells = nullptr;      // [N, H]
+  const Storage* output = nullptr;     // [N, output_ld]: h_t
+  std::int64_t output_ld = 0;
+  const Storage* h0 = nullptr;        // [B, H]; null: zero
+  const Storage* c0 = nullptr;        // [B, H]; null: zero
+  const Storage* d_output = nullptr;  // [N, d_output_ld]; null: zero
+  std::int64_t d_output_ld = 0;
+  const Compute* d_cells = nullptr;  // [N, H]; null: zero
+  Compute* dh = nullptr;             // [B, H]: dL/dh_n on entry, dL/dh0 at the end
+  Compute* dc = nullptr;             // [B, H]: dL/dc_n on entry, dL/dc0 at the end
+  Storage* d_gates = nullptr;        // [N, S*H]: gradients before the activations
+  Compute cell_clip = no_clip<Compute>, grad_clip = no_clip<Compute>;
+};
+
+// What a device's runtime says of a launch; empty: nothing wrong. `stream` is a cudaStream_t. The batch sizes of a
+// packed sequence are told twice: on the device in `args`, and here on the host, which starts steps one by one.
+template <class Storage>
+std::string launch_forward(std::string_view cell, const Plan& plan, const ForwardArgs<Storage>& args,
+                           const std::int64_t* host_batch_sizes, void* stream);
+template <class Storage>
+std::string launch_backward(std::string_view cell, const Plan& plan, const BackwardArgs<Storage>& args,
+                            const std::int64_t* host_batch_sizes, void* stream);
+
+// The device that is current.
+Device current_device();
+
+}  // namespace lstm_fused::cuda

@@ -1,0 +1,18 @@
+// The stream that a device's work goes to: PyTorch's current one.
+#pragma once
+
+#ifndef LSTM_FUSED_CUDA_EMULATED
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace lstm_fused::cuda {
+
+inline void* current_stream([[maybe_unused]] const at::Tensor& on) {
+#ifdef LSTM_FUSED_CUDA_EMULATED
+  return nullptr;
+#else
+  return c10::cuda::getCurrentCUDAStream(on.device().index()).stream();
+#endif
+}
+
+}  // namespace lstm_fused::cuda

@@ -1,0 +1,24 @@
+"""Prints a hash of the bits of results and gradients of some layers; run by ``test_cuda_emulated``."""
+
+from __future__ import annotations
+
+import hashlib
+
+import raw
+import torch
+from cases import Case
+
+hashed = hashlib.sha256()
+for cell in ("lstm", "gru"):
+    for case in (
+        Case(cell, T=5, B=17, I=3, H=33),
+        Case(cell, T=5, B=2, I=3, H=100, bidirectional=True),
+        Case(cell, T=4, B=5, I=3, H=7, packed=True, bidirectional=True, dtype=torch.bfloat16),
+    ):
+        a = raw.arguments(case)
+        outputs = a.call()
+        grads = torch.autograd.grad(outputs, a.tensors, [o.detach().cos() for o in outputs])
+        for result in (*outputs, *grads):
+            assert result.isfinite().all(), case.id
+            hashed.update(result.detach().contiguous().view(torch.uint8).numpy().tobytes())
+print(hashed.hexdigest())

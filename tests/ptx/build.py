@@ -1,0 +1,201 @@
+"""From .cu files to a program or a shared library that runs on the CPU.
+
+Of every source nvcc makes PTX, which is translated to C++, and an object of the host code; both are linked with the
+runtime in place of the CUDA runtime library. What an object is made of is hashed into its name, so that only what has
+changed is compiled again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .translate import UNSUPPORTED, translate
+
+RUNTIME = Path(__file__).parent / "runtime"
+GXX = ["g++", "-std=c++20", "-fPIC", "-w"]
+# Kernels are compiled as C++ that keeps to the order of operations, and that may alias as PTX does.
+KERNEL_FLAGS = ["-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-strict-aliasing"]
+TRANSLATOR = ["conversions", "emit", "floats", "inline", "integers", "memory", "parse", "syntax", "text", "translate"]
+TRANSLATOR += ["types", "warp"]
+VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"]
+
+
+class BuildError(RuntimeError):
+    """A compiler refused; its output is the message."""
+
+
+@functools.cache
+def find_nvcc() -> Path | None:
+    """The CUDA compiler, or None where there is none."""
+    for place in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
+        if place and (nvcc := Path(place, "bin", "nvcc")).is_file():
+            return nvcc
+    found = shutil.which("nvcc")
+    return Path(found) if found else None
+
+
+@functools.cache
+def toolkit_root(nvcc: Path) -> Path:
+    """The toolkit that nvcc belongs to, which may be elsewhere than nvcc itself: nvcc says where."""
+    said = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r"^#\$ _HERE_=(.*)$", said, re.M)
+    if not found:
+        raise BuildError(f"{nvcc} --dryrun does not say where it is: {said}")
+    return Path(found[1]).parent
+
+
+def build(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    arch: str = "compute_80",
+    includes: Sequence[Path] = (),
+    defines: Sequence[str] = (),
+    objects: Sequence[Path] = (),
+    shared: bool = False,
+    optimize: int = 1,
+) -> Path:
+    """Builds CUDA sources for the CPU.
+
+    Args:
+        sources: .cu files, each with its kernels and its host code.
+        output: the program or library; what it is made of is kept beside it, in a folder ``ptx-cache``.
+        arch: the virtual architecture that nvcc compiles for.
+        includes: folders for ``#include``.
+        defines: macros, as ``NAME`` or ``NAME=VALUE``.
+        objects: further objects to link, compiled with ``-fPIC``.
+        shared: a shared library, in which a fault is an error of the launch and does not end the process.
+        optimize: g++'s level for the translated kernels: 2 takes three times as long to build, for runs up to half
+            as fast again.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        FileNotFoundError: there is no nvcc.
+        BuildError: a compiler refused.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise FileNotFoundError("build: nvcc is not on PATH, nor under CUDA_HOME")
+    output = output.absolute()
+    cache = Cache(output.parent / "ptx-cache", nvcc)
+    options = [f"-I{folder.absolute()}" for folder in includes] + [f"-D{define}" for define in defines]
+    parts = [part for s in sources for part in cache.source(s.absolute(), arch, options, optimize)]
+    parts += [cache.runtime(path) for path in sorted(RUNTIME.glob("*.cpp")) if path.stem != "program" or not shared]
+    link = [*GXX, *(["-shared", "-Wl,-Bsymbolic"] if shared else []), *map(str, [*parts, *objects]), "-ldl"]
+    stamp = output.with_name(output.name + ".linked")
+    signature = digest(link, *[Path(p).read_bytes() for p in objects])
+    if not (output.exists() and stamp.exists() and stamp.read_text() == signature):
+        run([*link, "-o", str(output)])
+        stamp.write_text(signature)
+    return output
+
+
+class Cache:
+    """Objects, named after the hash of all that they are made of."""
+
+    def __init__(self, folder: Path, nvcc: Path) -> None:
+        self.folder, self.nvcc, self.root = folder, nvcc, toolkit_root(nvcc)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.translator = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in TRANSLATOR]
+
+    def runtime(self, path: Path) -> Path:
+        """The object of a file of the runtime."""
+        command = [*GXX, "-O2", f"-I{self.root / 'include'}", "-c", str(path)]
+        return self.made(path.stem, ".o", digest(command, *with_headers(path)), command)
+
+    def source(self, path: Path, arch: str, options: Sequence[str], optimize: int) -> list[Path]:
+        """The objects of a .cu file: host code and kernels."""
+        common = [str(self.nvcc), "-std=c++20", f"-arch={arch}", *options]
+        text = run([*common, "-E", str(path)])  # has all headers in it
+        key = digest(common, text.encode())
+        host, ptx = (self.folder / f"{path.stem}-{key}{suffix}" for suffix in ("-host.o", ".ptx"))
+        if not (host.exists() and ptx.exists()):
+            with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+                made = [*common, "-lineinfo", "-c", "-cudart", "none", "-Xcompiler", "-fPIC,-w", str(path)]
+                run([*made, "--keep", "--keep-dir", folder, "-o", f"{folder}/host.o"])
+                Path(folder, "host.o").rename(host)
+                Path(folder, path.stem + ".ptx").rename(ptx)
+        key = digest([], ptx.read_bytes(), *self.translator)
+        code = self.folder / f"{path.stem}-{key}.cpp"
+        if not code.exists():
+            self.translated(ptx, code, arch)
+        for line in re.findall(rf"^{UNSUPPORTED}(.*)$", code.read_text(), re.M):
+            warnings.warn(f"{path.name}: unsupported: {line}", stacklevel=3)
+        flags = [*GXX, f"-O{optimize}", *KERNEL_FLAGS, *(VECTORIZE if optimize > 1 else ())]
+        compiled = self.made(
+            path.stem, ".o", digest(flags, *with_headers(code)), [*flags, f"-I{RUNTIME}", "-c", str(code)]
+        )
+        return [host, compiled]
+
+    def translated(self, ptx: Path, code: Path, arch: str) -> None:
+        """Writes the C++ of a PTX file."""
+        translation = translate(ptx.read_text(), int(re.sub(r"\D", "", arch)), self.registers(ptx, arch))
+        replace(code, translation.code)
+
+    def registers(self, ptx: Path, arch: str) -> dict[str, int]:
+        """Of each kernel, as ptxas allocates them."""
+        machine = arch.replace("compute", "sm")
+        ptxas = subprocess.run(
+            [self.root / "bin" / "ptxas", f"-arch={machine}", "-v", ptx, "-o", os.devnull],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ptxas.returncode:
+            raise BuildError(ptxas.stderr)
+        found = re.findall(r"Compiling entry function '(\S+)'.*?Used (\d+) registers", ptxas.stderr, re.S)
+        return {name: int(count) for name, count in found}
+
+    def made(self, stem: str, suffix: str, key: str, command: Sequence[str]) -> Path:
+        """The file of this key, made by the command if it is not there yet."""
+        path = self.folder / f"{stem}-{key}{suffix}"
+        if not path.exists():
+            unfinished = path.with_name(f"{os.getpid()}-{path.name}")
+            run([*command, "-o", str(unfinished)])
+            unfinished.rename(path)
+        return path
+
+
+def with_headers(path: Path) -> list[bytes]:
+    """The contents of a C++ file, and of all headers of the runtime that it includes, directly or not."""
+    contents, names = [path.read_bytes()], set[str]()
+    for content in contents:  # grows while it is read
+        for name in re.findall(r'^#include "(\w+\.h)"', content.decode(), re.M):
+            if name not in names:
+                names.add(name)
+                contents.append((RUNTIME / name).read_bytes())
+    return contents
+
+
+def digest(command: Iterable[object], *contents: bytes) -> str:
+    """A short name for a command and the contents of its inputs."""
+    hashed = hashlib.sha256("\0".join(map(str, command)).encode())
+    for content in contents:
+        hashed.update(hashlib.sha256(content).digest())
+    return hashed.hexdigest()[:16]
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    unfinished = path.with_name(f"{os.getpid()}-{path.name}")
+    unfinished.write_text(text)
+    unfinished.rename(path)
+
+
+def run(command: Sequence[str]) -> str:
+    """Runs a compiler and returns what it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    return done.stdout

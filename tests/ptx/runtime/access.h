@@ -1,0 +1,141 @@
+// Loads, stores and atomics of a lane: where an address points, whether it may, and who watches.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "fault.h"
+#include "warp.h"
+
+namespace ptx {
+
+enum class Space : u8 { generic, global, shared, local, parameter };
+// weak: an ordinary access; constant: ld.global.nc, for memory that nobody writes while the kernel runs.
+enum class Order : u8 { weak, constant, relaxed, acquire, release, acq_rel };
+enum class Scope : u8 { block, device };
+
+constexpr bool is_strong(Order o) { return o >= Order::relaxed; }
+constexpr bool acquires(Order o) { return o == Order::acquire || o == Order::acq_rel; }
+constexpr bool releases(Order o) { return o == Order::release || o == Order::acq_rel; }
+
+// Memory of the device: what cudaMalloc gave, variables of modules, what a test has registered.
+struct Allocation {
+  u64 begin, size;
+  std::vector<u8> written;  // a flag a byte; empty: all of it counts as written
+};
+
+class Allocations {
+ public:
+  Allocation* add(const void* begin, u64 size, bool track_writes);
+  bool remove(const void* begin);
+  Allocation* find(u64 address, u64 bytes);  // null where no allocation holds all of it
+  void note_written(const void* begin, u64 bytes);
+
+ private:
+  std::map<u64, Allocation> all_;
+  Allocation* last_ = nullptr;
+};
+Allocations& allocations();
+
+// Held by launches and by calls of the CUDA runtime API that use allocations: the host may have several threads.
+std::recursive_mutex& device_mutex();
+using DeviceLock = std::scoped_lock<std::recursive_mutex>;
+
+extern bool foreign_memory;  // addresses outside of all allocations are taken as they are
+
+struct Spot {
+  u8* at;
+  Space space;  // global, shared, local or parameter
+};
+
+inline Space space_of(const Warp& w, u64 address) {
+  const Block& b = *w.block;
+  if (address - reinterpret_cast<u64>(b.shared) < b.shared_bytes) return Space::shared;
+  if (address - reinterpret_cast<u64>(w.local) < u64{lanes} * b.grid->kernel->local_bytes) return Space::local;
+  return Space::global;
+}
+
+// Checks bounds and alignment. An address in shared or local space is an offset, all others are host addresses.
+inline Spot locate(const Warp& w, int lane, const Site& site, Space space, u64 address, u64 bytes) {
+  const Block& b = *w.block;
+  if ((bytes & (bytes - 1)) == 0 && (address & (bytes - 1)))
+    fault_at_address(w, lane, site, Kind::alignment, "misaligned access", address);
+  if (space == Space::generic) {
+    space = space_of(w, address);
+    if (space == Space::shared) address -= reinterpret_cast<u64>(b.shared);
+    if (space == Space::local) return {reinterpret_cast<u8*>(address), space};
+  }
+  if (space == Space::shared) {
+    if (address + bytes > b.shared_bytes)
+      fault_at_address(w, lane, site, Kind::address, "shared access out of bounds", address);
+    return {b.shared + address, space};
+  }
+  if (space == Space::local) {
+    const u64 size = b.grid->kernel->local_bytes;
+    if (address + bytes > size) fault_at_address(w, lane, site, Kind::address, "local access out of bounds", address);
+    return {w.local + static_cast<u64>(lane) * size + address, space};
+  }
+  if (space == Space::global && !allocations().find(address, bytes) && !foreign_memory)
+    fault_at_address(w, lane, site, Kind::address, "global access out of bounds", address);
+  return {reinterpret_cast<u8*>(address), space};
+}
+
+// What watch.cpp does with the accesses while a check is on.
+extern bool watching;
+void watch_load(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, void* value);
+void watch_store(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, const void* value);
+void watch_atomic(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, bool reads);
+void watch_fence(Warp& w, int lane, Scope scope);
+void watch_sync_warp(Warp& w, u32 mask);
+void watch_copy_issued(Warp& w, int lane, const Site& site, u64 to, u32 bytes);
+void watch_copy_done(Warp& w, int lane, const Copy& copy);
+
+template <class T>
+inline T load(Warp& w, int lane, const Site& site, Spot spot, u32 offset, Order order = Order::weak) {
+  spot.at += offset;
+  T value;
+  if (watching && spot.space <= Space::shared) [[unlikely]]
+    watch_load(w, lane, site, spot, sizeof value, order, &value);
+  else std::memcpy(&value, spot.at, sizeof value);
+  return value;
+}
+
+template <class T>
+inline void store(Warp& w, int lane, const Site& site, Spot spot, u32 offset, T value, Order order = Order::weak) {
+  spot.at += offset;
+  if (watching && spot.space <= Space::shared) [[unlikely]]
+    watch_store(w, lane, site, spot, sizeof value, order, &value);
+  else std::memcpy(spot.at, &value, sizeof value);
+}
+
+// Without `reads` the old value is of no account: an exchange may be the first write.
+template <class T, class F>
+inline T atomic(Warp& w, int lane, const Site& site, Spot spot, u32 offset, Order order, bool reads, F update) {
+  spot.at += offset;
+  if (watching && spot.space <= Space::shared) [[unlikely]]
+    watch_atomic(w, lane, site, spot, sizeof(T), order, reads);
+  const T old = read_as<T>(spot.at), next = update(old);
+  std::memcpy(spot.at, &next, sizeof next);
+  return old;
+}
+
+inline void fence(Warp& w, int lane, Scope scope) {
+  if (watching) [[unlikely]]
+    watch_fence(w, lane, scope);
+}
+
+// Orders the lanes' accesses before it and after it.
+inline void sync_warp(Warp& w, u32 mask) {
+  ++w.epoch;
+  if (watching) [[unlikely]]
+    watch_sync_warp(w, mask);
+}
+
+// cp.async. All of a copy's bytes are checked where it is issued.
+void issue_copy(Warp& w, int lane, const Site& site, u64 to, u64 from, u32 bytes, u32 filled);
+void commit_copies(Warp& w, int lane);
+void wait_for_copies(Warp& w, int lane, u32 groups_left);
+void wait_for_all_copies(Warp& w, int lane);
+
+}  // namespace ptx

@@ -1,0 +1,84 @@
+#include "devices.h"
+
+#include <cuda_occupancy.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace ptx {
+
+namespace {
+
+constexpr u32 KiB = 1024;
+
+// From the CUDA C++ Programming Guide, "Compute Capabilities", and the devices' data sheets (SMs).
+constexpr DeviceLimits devices[] = {
+    {"T4", 7, 5, 40, 1024, 64 * KiB, 64 * KiB},         {"A100", 8, 0, 108, 2048, 164 * KiB, 163 * KiB},
+    {"A10", 8, 6, 72, 1536, 100 * KiB, 99 * KiB},       {"RTX3090", 8, 6, 82, 1536, 100 * KiB, 99 * KiB},
+    {"L4", 8, 9, 58, 1536, 100 * KiB, 99 * KiB},        {"L40S", 8, 9, 142, 1536, 100 * KiB, 99 * KiB},
+    {"RTX4090", 8, 9, 128, 1536, 100 * KiB, 99 * KiB},  {"H100", 9, 0, 132, 2048, 228 * KiB, 227 * KiB},
+    {"H200", 9, 0, 132, 2048, 228 * KiB, 227 * KiB},    {"B200", 10, 0, 148, 2048, 228 * KiB, 227 * KiB},
+    {"RTX5090", 12, 0, 170, 1536, 100 * KiB, 99 * KiB},
+};
+
+}  // namespace
+
+const DeviceLimits& device_limits() {
+  const char* asked = std::getenv("PTX_DEVICE");
+  const std::string name = asked && *asked ? asked : "H100";
+  for (const DeviceLimits& d : devices)
+    if (name == d.name) return d;
+  std::fprintf(stderr, "ptx: PTX_DEVICE: expected a device of devices.cpp, got %s\n", name.c_str());
+  std::exit(97);
+}
+
+int blocks_per_sm(const Kernel& kernel, u32 threads, u64 dynamic_shared) {
+  const DeviceLimits& limits = device_limits();
+  cudaOccDeviceProp device;
+  device.computeMajor = limits.major;
+  device.computeMinor = limits.minor;
+  device.maxThreadsPerBlock = threads_per_block;
+  device.maxThreadsPerMultiprocessor = limits.threads_per_sm;
+  device.regsPerBlock = device.regsPerMultiprocessor = registers_per_sm;
+  device.warpSize = lanes;
+  device.sharedMemPerBlock = shared_default;
+  device.sharedMemPerMultiprocessor = limits.shared_per_sm;
+  device.numSms = limits.sms;
+  device.sharedMemPerBlockOptin = limits.shared_per_block;
+  device.reservedSharedMemPerBlock = limits.major >= 8 ? shared_reserved : 0;
+  cudaOccFuncAttributes function;
+  function.maxThreadsPerBlock = kernel.max_threads ? static_cast<int>(kernel.max_threads) : threads_per_block;
+  function.numRegs = static_cast<int>(std::max(kernel.registers, 16u));  // the header refuses 0
+  function.sharedSizeBytes = kernel.shared_bytes;
+  function.partitionedGCConfig = PARTITIONED_GC_OFF;
+  function.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN;
+  function.maxDynamicSharedSizeBytes = limits.shared_per_block - kernel.shared_bytes;
+  function.numBlockBarriers = 1;
+  const cudaOccDeviceState state;
+  cudaOccResult result;
+  const cudaOccError error = cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &function, &state,
+                                                                     static_cast<int>(threads), dynamic_shared);
+  return error == CUDA_OCC_SUCCESS ? result.activeBlocksPerMultiprocessor : 0;
+}
+
+cudaError_t refuse_launch(const Kernel& kernel, dim3 grid, dim3 block, u64 dynamic_shared, u64 opted_in,
+                          bool cooperative) {
+  const DeviceLimits& limits = device_limits();
+  const u64 blocks = u64{grid.x} * grid.y * grid.z, threads = u64{block.x} * block.y * block.z;
+  if (kernel.target > static_cast<u32>(10 * limits.major + limits.minor)) return cudaErrorNoKernelImageForDevice;
+  if (!blocks || !threads || threads > threads_per_block || block.z > 64) return cudaErrorInvalidConfiguration;
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
+  const u64 shared = kernel.shared_bytes + dynamic_shared;
+  if (shared > limits.shared_per_block) return cudaErrorInvalidValue;
+  if (shared > shared_default && dynamic_shared > opted_in) return cudaErrorInvalidValue;
+  if (kernel.max_threads && threads > kernel.max_threads) return cudaErrorLaunchOutOfResources;
+  const int resident = blocks_per_sm(kernel, static_cast<u32>(threads), dynamic_shared);
+  if (!resident) return cudaErrorLaunchOutOfResources;  // too many registers
+  if (cooperative && blocks > static_cast<u64>(resident) * static_cast<u64>(limits.sms))
+    return cudaErrorCooperativeLaunchTooLarge;
+  return cudaSuccess;
+}
+
+}  // namespace ptx

@@ -1,0 +1,111 @@
+#include "shadow.h"
+
+#include <cstdio>
+
+namespace ptx {
+
+Cell& Shadow::at(u64 address) {
+  const u64 number = address / page;
+  if (number != last_number_) {
+    std::unique_ptr<Page>& found = pages_[number];
+    if (!found) found = std::make_unique<Page>();
+    last_number_ = number;
+    last_ = found.get();
+  }
+  return (*last_)[address % page];
+}
+
+namespace {
+
+// All that `earlier` stands for happened before the access `now`, which is the present one.
+bool ordered(const Warp& w, const Access& earlier, const Access& now) {
+  const OrderOfBlock& order = *w.block->order;
+  const bool one = !earlier.several && !earlier.many;
+  if (earlier.block == now.block) {
+    if (earlier.epoch < now.epoch) return true;
+    if (one && earlier.thread == now.thread) return true;
+    if (!earlier.many && earlier.thread / lanes == now.thread / lanes && earlier.warp_epoch != now.warp_epoch)
+      return true;
+  }
+  return one ? order.knows(now.thread, earlier.block, earlier.thread, earlier.epoch)
+             : order.knows_all_of(now.thread, earlier.block, earlier.epoch);
+}
+
+[[noreturn]] void race(const Warp& w, int lane, const Site& site, const char* now, const char* before, u64 address,
+                       const Access& earlier) {
+  const Grid& grid = *w.block->grid;
+  char text[128];
+  std::snprintf(text, sizeof text, "data race at address 0x%llx: %s", static_cast<unsigned long long>(address), now);
+  const std::string other = whereabouts(grid, earlier.block, earlier.thread, grid.kernel->sites[earlier.site]);
+  fault(w, lane, site, Kind::launch, text, std::string("not ordered after the ") + before + " by " + other);
+}
+
+void check_against_write(const Cell& cell, const Access& now, const Warp& w, int lane, const Site& site,
+                         const char* does, u64 address) {
+  const Access& write = cell.write;
+  if (!write.epoch) return;
+  if (write.pending && !now.pending)
+    race(w, lane, site, does, "cp.async, which has not been waited for,", address, write);
+  if (!(write.strong && now.strong) && !ordered(w, write, now)) race(w, lane, site, does, "write", address, write);
+}
+
+void check_against_reads(const Cell& cell, const Access& now, const Warp& w, int lane, const Site& site,
+                         const char* does, u64 address) {
+  const auto check = [&](const Access& read) {
+    if (read.epoch && !(read.strong && now.strong) && !ordered(w, read, now))
+      race(w, lane, site, does, "read", address, read);
+  };
+  check(cell.read);
+  if (cell.reads_by_others)
+    for (const Access& read : *cell.reads_by_others) check(read);
+}
+
+// One entry a block: later reads take the place of those that happened before them, others are merged.
+void add_read(Cell& cell, const Access& now, const Warp& w) {
+  Access* mine = !cell.read.epoch || cell.read.block == now.block ? &cell.read : nullptr;
+  if (!mine) {
+    if (!cell.reads_by_others) cell.reads_by_others = std::make_unique<std::vector<Access>>();
+    for (Access& read : *cell.reads_by_others)
+      if (read.block == now.block) mine = &read;
+    if (!mine) mine = &cell.reads_by_others->emplace_back();
+  }
+  if (!mine->epoch || ordered(w, *mine, now)) {
+    *mine = now;
+    return;
+  }
+  (mine->thread / lanes == now.thread / lanes ? mine->several : mine->many) |= 1;
+  mine->strong &= now.strong;
+}
+
+}  // namespace
+
+void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address, u32 bytes, Does does, bool strong) {
+  const Block& b = *w.block;
+  Access now;
+  now.epoch = b.epoch;
+  now.block = b.index;
+  now.site = static_cast<u32>(&site - b.grid->kernel->sites);
+  now.thread = w.id * lanes + static_cast<u32>(lane);
+  now.strong = strong;
+  now.warp_epoch = w.epoch;
+  const bool reads = does == Does::read || does == Does::read_constant;
+  const char* name = reads ? "read" : does == Does::write ? "write" : "cp.async";
+  for (u64 i = address; i < address + bytes; ++i) {
+    Cell& cell = shadow.at(i);
+    now.pending = does == Does::end_copy;  // the copy's own mark is no obstacle to its end
+    check_against_write(cell, now, w, lane, site, name, i);
+    if (does == Does::read_constant && cell.write.epoch)
+      race(w, lane, site, "ld.global.nc of memory that the kernel writes", "write", i, cell.write);
+    if (reads) {
+      add_read(cell, now, w);
+      continue;
+    }
+    check_against_reads(cell, now, w, lane, site, name, i);
+    now.pending = does == Does::begin_copy;
+    cell.write = now;
+    cell.read = {};
+    cell.reads_by_others.reset();
+  }
+}
+
+}  // namespace ptx

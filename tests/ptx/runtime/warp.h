@@ -1,0 +1,226 @@
+// Grid, block and warp, and how the lanes of a warp move through a kernel.
+//
+// A kernel is a switch over basic blocks. A warp executes the basic block of its lanes with the lowest number, under a
+// mask, so that diverged lanes meet again; now and then the highest, so that lanes that wait for others in a loop do
+// not keep these from running.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "scalars.h"
+
+namespace ptx {
+
+constexpr int lanes = 32;
+constexpr u32 full_warp = 0xffffffffu;
+
+struct Block;
+struct OrderOfBlock;  // what is known about the order of accesses: order.h
+struct StoreBuffer;   // stores that other blocks do not see yet: weak.h
+struct Shadow;        // who accessed a block's shared memory: shadow.h
+
+// An instruction, as reports name it.
+struct Site {
+  const char* text;
+  const char* place;  // file:line, or ""
+};
+
+enum class Outcome { done, blocked, yielded };
+
+// A copy that cp.async has issued: it happens as late as the waits allow.
+struct Copy {
+  u64 to, from;
+  u32 bytes, filled;  // the first `filled` bytes are copied, the others become 0
+  const Site* site;
+};
+
+struct Warp {
+  Block* block;
+  u32 id;
+  u32 live;     // lanes that have not exited
+  u32 waiting;  // lanes at a block barrier
+  u32 parked;   // lanes at a warp-wide instruction whose mates have not come,
+  const Site* parked_site;  // and which that was last: its instruction,
+  int parked_pc;            // its basic block
+  u32 epoch;    // how often __syncwarp has ordered the lanes
+  u32 picks;
+  int pc[lanes];
+  u8 barrier[lanes];              // where a waiting lane waits,
+  const Site* barrier_site[lanes];  // and by which instruction
+  u32 tid[3][lanes];
+  u8* registers;
+  u8* local;
+  std::vector<std::vector<Copy>> copies[lanes];  // per commit group
+};
+
+struct Kernel {
+  const char* name;
+  Outcome (*run)(Warp&, int budget);
+  u32 register_bytes, shared_bytes, local_bytes, parameter_bytes;
+  const u32 *parameter_offsets, *parameter_sizes;
+  u32 parameters;
+  u32 registers;    // a thread's, of the machine code; 0: not known
+  u32 max_threads;  // of __launch_bounds__; 0: not given
+  u32 target;       // compute capability that the PTX is for: 80
+  const Site* sites;
+};
+
+struct Grid {
+  const Kernel* kernel;
+  u32 ntid[3], nctaid[3];
+  u8* parameters;
+  u64 workspace;  // of cooperative groups, found through envreg1 and envreg2
+  u64 id;
+  u32 sms;
+};
+
+struct Barrier {
+  u32 arrived, expected;  // threads; 0 expected: all that live
+  u32 counted;            // threads whose predicate was true
+  u32 result, members;    // of the last time: `counted` and `arrived`
+  const Site* site;       // of the first to arrive,
+  u32 first;              // and who that was
+};
+
+struct Block {
+  Grid* grid;
+  u32 ctaid[3], index;
+  u8* shared;
+  u32 shared_bytes;
+  u32 threads, live;
+  u32 epoch;  // 1 + how many block barriers have completed
+  Barrier barriers[16];
+  std::vector<Warp> warps;
+  std::vector<u8> shared_written;
+  std::shared_ptr<Shadow> shadow;
+  std::shared_ptr<OrderOfBlock> order;
+  std::shared_ptr<StoreBuffer> buffer;
+};
+
+extern u64 executed;  // thread instructions, by all
+
+inline int count(u32 mask) { return __builtin_popcount(mask); }
+inline int first_lane(u32 mask) { return __builtin_ctz(mask); }
+inline bool holds(u32 mask, int lane) { return mask >> lane & 1; }
+
+inline u32 mask_of(const u32* predicate, u32 among) {
+  u32 mask = 0;
+  for (int l = 0; l < lanes; ++l) mask |= static_cast<u32>(predicate[l] != 0) << l;
+  return mask & among;
+}
+
+inline void set_pc(Warp& w, u32 mask, int pc) {
+  for (int l = 0; l < lanes; ++l)
+    if (holds(mask, l)) w.pc[l] = pc;
+}
+
+void arrive(Warp& w, u32 mask, u32 barrier, u32 expected, bool waits, const Site& site);
+void leave(Warp& w, u32 mask);
+[[noreturn]] void not_named(const Warp& w, int lane, const Site& site);
+
+// The lanes that execute now, and where.
+struct Cursor {
+  Warp& w;
+  int budget;
+  u32 mask = 0;
+  int pc = 0;
+  u64 done = 0;
+  bool chosen = false;
+  Outcome outcome = Outcome::yielded;
+  alignas(64) u32 m[lanes];  // `mask`, as all ones or all zeros per lane: what vector code tests
+
+  Cursor(Warp& warp, int basic_blocks) : w(warp), budget(basic_blocks) { w.parked = 0; }
+  ~Cursor() { executed += done; }
+
+  void use(u32 lanes_now) {
+    mask = lanes_now;
+    for (int l = 0; l < lanes; ++l) m[l] = 0u - (mask >> l & 1);
+  }
+
+  bool choose() {
+    const u32 ready = w.live & ~w.waiting & ~w.parked;
+    if (!ready) return false;
+    const bool highest = (++w.picks & 255) == 0;
+    pc = w.pc[first_lane(ready)];
+    for (int l = 0; l < lanes; ++l)
+      if (holds(ready, l) && (highest ? w.pc[l] > pc : w.pc[l] < pc)) pc = w.pc[l];
+    u32 there = 0;
+    for (int l = 0; l < lanes; ++l) there |= static_cast<u32>(holds(ready, l) && w.pc[l] == pc) << l;
+    use(there);
+    return chosen = true;
+  }
+
+  // Whether a basic block is to be executed: `pc`, by the lanes of `mask`.
+  bool ready() {
+    if (!chosen && !choose()) {
+      outcome = w.live ? Outcome::blocked : Outcome::done;
+      return false;
+    }
+    if (--budget >= 0) return true;
+    set_pc(w, mask, pc);
+    outcome = Outcome::yielded;
+    return false;
+  }
+
+  void progress(u32 instructions) {
+    w.parked = 0;
+    done += static_cast<u64>(instructions) * static_cast<u64>(count(mask));
+  }
+
+  void go(int next) {
+    pc = next;
+    if (mask == (w.live & ~w.waiting)) return;
+    set_pc(w, mask, next);
+    chosen = false;
+  }
+
+  void branch(u32 taken, int target, int next) {
+    if (taken == mask) return go(target);
+    if (!taken) return go(next);
+    set_pc(w, taken, target);
+    set_pc(w, mask & ~taken, next);
+    chosen = false;
+  }
+
+  void exit(u32 leaving, int next) {
+    set_pc(w, mask, next);
+    leave(w, leaving);
+    chosen = false;
+  }
+
+  void wait(u32 arriving, int next, u32 barrier, u32 expected, bool waits, const Site& site) {
+    set_pc(w, mask, next);
+    if (arriving) arrive(w, arriving, barrier, expected, waits, site);
+    chosen = false;
+  }
+
+  void yield(int next) {
+    set_pc(w, mask, next);
+    budget = 0;
+    chosen = false;
+  }
+
+  // Whether all that a warp-wide instruction names in `members` are here; `taking_part` loses those it does not name.
+  bool together(u32& taking_part, u32 members, const Site& site) {
+    if (!holds(members, first_lane(taking_part))) not_named(w, first_lane(taking_part), site);
+    if (members & w.live & ~taking_part) {
+      set_pc(w, mask, pc);
+      w.parked |= mask;
+      w.parked_site = &site;
+      w.parked_pc = pc;
+      chosen = false;
+      ++budget;  // nothing was executed: the warp's other lanes have their turn in this slice
+      return false;
+    }
+    if (mask & ~members) {
+      set_pc(w, mask, pc);
+      use(mask & members);
+      taking_part &= members;
+    }
+    progress(1);
+    return true;
+  }
+};
+
+}  // namespace ptx

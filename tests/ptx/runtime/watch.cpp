@@ -1,0 +1,152 @@
+// The checks that can be switched on, for every access.
+#include "watch.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "order.h"
+#include "settings.h"
+#include "shadow.h"
+#include "weak.h"
+
+namespace ptx {
+
+bool watching = false;
+
+namespace {
+
+// Of the launch that runs; a launch comes after all that earlier ones did.
+struct Launch {
+  Shadow global;
+  std::unordered_map<u64, Release> releases;
+  std::vector<std::shared_ptr<StoreBuffer>> finished;  // of blocks that have ended
+};
+std::optional<Launch> current;
+
+u32 thread_of(const Warp& w, int lane) { return w.id * lanes + static_cast<u32>(lane); }
+
+// The flags of the bytes at `at`, or null where all counts as written.
+u8* written_flags(Block& b, Spot spot, u32 bytes) {
+  if (spot.space == Space::shared)
+    return b.shared_written.empty() ? nullptr : &b.shared_written[static_cast<u64>(spot.at - b.shared)];
+  Allocation* a = allocations().find(reinterpret_cast<u64>(spot.at), bytes);
+  return a && !a->written.empty() ? &a->written[reinterpret_cast<u64>(spot.at) - a->begin] : nullptr;
+}
+
+void check_written(Warp& w, int lane, const Site& site, Spot spot, u32 bytes) {
+  if (!settings().unwritten) return;
+  const u8* flags = written_flags(*w.block, spot, bytes);
+  if (!flags || std::all_of(flags, flags + bytes, [](u8 f) { return f; })) return;
+  const bool shared = spot.space == Space::shared;
+  fault_at_address(w, lane, site, Kind::launch,
+                   shared ? "read of unwritten shared memory" : "read of unwritten global memory",
+                   shared ? static_cast<u64>(spot.at - w.block->shared) : reinterpret_cast<u64>(spot.at));
+}
+
+void note_written(Warp& w, Spot spot, u32 bytes) {
+  if (!settings().unwritten) return;
+  if (u8* flags = written_flags(*w.block, spot, bytes)) std::fill_n(flags, bytes, 1);
+}
+
+void check(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Does does, bool strong) {
+  if (!settings().race) return;
+  Shadow& shadow = spot.space == Space::shared ? *w.block->shadow : current->global;
+  check_race(shadow, w, lane, site, reinterpret_cast<u64>(spot.at), bytes, does, strong);
+}
+
+std::unordered_map<u64, Release>& releases_of(Warp& w, Spot spot) {
+  return spot.space == Space::shared ? w.block->order->shared_releases : current->releases;
+}
+
+void observe(Warp& w, int lane, Spot spot, Order order) {
+  if (!settings().race || !is_strong(order)) return;
+  OrderOfBlock& known = *w.block->order;
+  known.observe(*w.block, thread_of(w, lane), reinterpret_cast<u64>(spot.at), releases_of(w, spot));
+  if (acquires(order)) known.acquire(thread_of(w, lane), Scope::device);
+}
+
+void publish(Warp& w, int lane, Spot spot, Order order) {
+  if (!settings().race || !is_strong(order)) return;
+  OrderOfBlock& known = *w.block->order;
+  if (releases(order)) known.release(*w.block, thread_of(w, lane), Scope::device);
+  known.publish(*w.block, thread_of(w, lane), reinterpret_cast<u64>(spot.at), releases_of(w, spot));
+}
+
+StoreBuffer* buffer_for(Warp& w, Spot spot) {
+  return settings().weak && spot.space == Space::global ? w.block->buffer.get() : nullptr;
+}
+
+}  // namespace
+
+WatchLaunch::WatchLaunch(const Grid&) {
+  if (watching) current.emplace();
+}
+
+WatchLaunch::~WatchLaunch() {
+  if (current)
+    for (const auto& buffer : current->finished) buffer->flush_all();
+  current.reset();
+}
+
+void watch_block_start(Block& b) {
+  b.shared_written.assign(settings().unwritten ? b.shared_bytes : 0, 0);
+  b.shadow = std::make_shared<Shadow>();
+  b.order = std::make_shared<OrderOfBlock>();
+  b.buffer = std::make_shared<StoreBuffer>();
+}
+
+void watch_block_end(Block& b) { current->finished.push_back(b.buffer); }
+
+void watch_barrier(Block& b) { b.order->barrier(); }
+
+void watch_load(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, void* value) {
+  check_written(w, lane, site, spot, bytes);
+  check(w, lane, site, spot, bytes, order == Order::constant ? Does::read_constant : Does::read, is_strong(order));
+  std::memcpy(value, spot.at, bytes);
+  if (const StoreBuffer* buffer = buffer_for(w, spot)) buffer->overlay(reinterpret_cast<u64>(spot.at), value, bytes);
+  observe(w, lane, spot, order);
+}
+
+void watch_store(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, const void* value) {
+  const u64 address = reinterpret_cast<u64>(spot.at);
+  check(w, lane, site, spot, bytes, Does::write, is_strong(order));
+  note_written(w, spot, bytes);
+  publish(w, lane, spot, order);
+  StoreBuffer* buffer = buffer_for(w, spot);
+  if (buffer && order == Order::weak) return buffer->store(address, value, bytes, thread_of(w, lane), w.block->epoch);
+  if (buffer && releases(order)) buffer->fence(thread_of(w, lane), w.block->epoch);
+  if (buffer) buffer->drop(address, bytes);
+  std::memcpy(spot.at, value, bytes);
+}
+
+void watch_atomic(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, bool reads) {
+  if (reads) check_written(w, lane, site, spot, bytes);
+  note_written(w, spot, bytes);
+  check(w, lane, site, spot, bytes, Does::write, true);
+  observe(w, lane, spot, order);
+  publish(w, lane, spot, order);
+  StoreBuffer* buffer = buffer_for(w, spot);
+  if (buffer && releases(order)) buffer->fence(thread_of(w, lane), w.block->epoch);
+  if (buffer) buffer->flush(reinterpret_cast<u64>(spot.at), bytes);
+}
+
+void watch_fence(Warp& w, int lane, Scope scope) {
+  if (settings().race) w.block->order->fence(*w.block, thread_of(w, lane), scope);
+  if (settings().weak && scope == Scope::device) w.block->buffer->fence(thread_of(w, lane), w.block->epoch);
+}
+
+void watch_sync_warp(Warp& w, u32 mask) {
+  if (settings().race) w.block->order->sync_warp(w.id * lanes, mask);
+}
+
+void watch_copy_issued(Warp& w, int lane, const Site& site, u64 to, u32 bytes) {
+  check(w, lane, site, {reinterpret_cast<u8*>(to), Space::shared}, bytes, Does::begin_copy, false);
+}
+
+void watch_copy_done(Warp& w, int lane, const Copy& copy) {
+  const Spot spot{reinterpret_cast<u8*>(copy.to), Space::shared};
+  check(w, lane, *copy.site, spot, copy.bytes, Does::end_copy, false);
+  note_written(w, spot, copy.bytes);
+}
+
+}  // namespace ptx

@@ -1,0 +1,16 @@
+// What the checks that can be switched on are told about a launch; access.h has the rest.
+#pragma once
+
+#include "access.h"
+
+namespace ptx {
+
+struct WatchLaunch {
+  explicit WatchLaunch(const Grid& grid);
+  ~WatchLaunch();
+};
+void watch_block_start(Block& block);
+void watch_block_end(Block& block);
+void watch_barrier(Block& block);  // all threads of the block have met
+
+}  // namespace ptx

@@ -1,0 +1,59 @@
+"""The CUDA backend with no GPU (``emulated``): parts of the suite again, in processes where it has the CPU's place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import children
+import emulated
+import pytest
+
+HERE = Path(__file__).parent
+pytestmark = [
+    pytest.mark.skipif(bool(emulated.why_not()), reason=f"no emulation: {emulated.why_not()}"),
+    pytest.mark.skipif(emulated.running(), reason="this is it"),
+    pytest.mark.timeout(3600),
+]
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    return {"LSTM_FUSED_LIBRARY": str(emulated.library())}
+
+
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [
+        ("test_values.py", "test_layer and (f64 or bf16)"),
+        ("test_gradcheck.py", "every_element or layer_wide or cotangents"),
+        ("test_higher_derivatives.py", "test_second_derivatives"),
+        ("test_tracing.py", "opcheck"),
+        ("test_segments.py", "parts_run_apart"),
+        ("test_vmap.py", "per_sample"),
+    ],
+)
+def test_suite(environment: dict[str, str], file: str, chosen: str) -> None:
+    """Values, gradients, higher derivatives, operators, ragged rows and resets: every plan, cell, type and option."""
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", str(HERE / file), "-k", chosen]
+    said = children.check("-m", "pytest", *arguments, timeout=3000, environment=environment)
+    assert " passed" in said or "100%" in said, said
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_same_bits_under_every_plan_and_schedule(environment: dict[str, str], seed: int) -> None:
+    """Warps and blocks in three orders, stores of a block seen by others only after a fence, and no data race."""
+    settings = {**environment, "PTX_SEED": str(seed), "PTX_CHECK": "all"}
+    bits = {
+        plan: children.check(str(HERE / "emulated_bits.py"), environment={**settings, "LSTM_FUSED_CUDA_PLAN": plan})
+        for plan in ("block", "grid", "step")
+    }
+    bits["unforced"] = children.check(str(HERE / "emulated_bits.py"), environment=environment)
+    assert len(set(bits.values())) == 1, bits
+
+
+def test_errors_name_the_plan(environment: dict[str, str]) -> None:
+    status, said = children.run(
+        str(HERE / "emulated_bits.py"), environment={**environment, "LSTM_FUSED_CUDA_PLAN": "fast"}
+    )
+    assert status != 0 and "LSTM_FUSED_CUDA_PLAN: expected block, grid or step, got fast" in said, sys.stdout
