@@ -50,8 +50,8 @@ $(VENV)/.built: $(VENV)/.ready $(SOURCES)
 	test -e $(BIN)/lstm-fused || $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-# A second environment with a CUDA build of torch: the wheel with CUDA kernels, what can be told of it without a GPU, and
-# the CPU tests in that build. CUDA_ARCH names architectures, all by default.
+# A second environment with a CUDA build of torch: the wheel with CUDA kernels, and what can be told of it without a GPU.
+# CUDA_ARCH names architectures, all by default.
 cuda-build: $(CUDA_VENV)/.ready
 	$(if $(CUDA_ARCH),TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH)") LSTM_FUSED_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet \
 	    build -b build/cuda build_ext -t build/cuda/temp bdist_wheel -d build/cuda/dist
