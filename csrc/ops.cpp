@@ -3,10 +3,10 @@
 // `layer` is what users of the package reach; `forward` and `backward` are its kernels apart, for autograd.
 // forward returns layer's results followed by what backward needs: per direction, the activated gates [N, S*H]
 // (S = 4: i f g o, or r z n and U_n h + b_hn) in the input's dtype and, for the LSTM, c_t [N, H] in float32
-// (float64 for float64 input), which has a derivative of its own; with `recompute` c_t alone. backward with `samples` sums the weights' gradients for each sample apart, [samples, *]
-// each; row b*samples + v belongs to sample v. `reference` is layer out of ATen operations. `segments` is what lengths
-// and resets make of a padded batch. `packed_layer` is layer on weights that `pack` has rearranged; it has no
-// derivative.
+// (float64 for float64 input), which has a derivative of its own; with `recompute` c_t alone. backward with `samples`
+// sums the weights' gradients for each sample apart, [samples, *] each; row b*samples + v belongs to sample v.
+// `reference` is layer out of ATen operations. `segments` is what lengths and resets make of a padded batch.
+// `packed_layer` is layer on weights that `pack` has rearranged; it has no derivative.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

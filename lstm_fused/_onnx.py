@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .functional import Options
+    from ._stack import Options
 
 # Gates in ONNX's order, by their places in PyTorch's: i o f c of i f g o, and z r h of r z n.
 _ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}

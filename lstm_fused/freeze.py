@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from . import _ops, functional, runtime
+from . import _ops, _stack, functional, runtime
 from .modules import GRU, LSTM
 
 __all__ = ["FrozenLayer", "freeze"]
@@ -76,7 +76,7 @@ class FrozenLayer(nn.Module):
         per_layer = len(self.weights) // self.layers
         by_layer = [self.weights[k * per_layer : (k + 1) * per_layer] for k in range(self.layers)]
         packed = [_ops.pack(self.mode, weights, self.bidirectional) for weights in by_layer]
-        self.packed = functional.Packed(runtime.isa(), packed)
+        self.packed = _stack.Packed(runtime.isa(), packed)
         super().train(False)
         self.frozen = True
 

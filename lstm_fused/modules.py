@@ -15,7 +15,7 @@ from torch.nn import Module, RNNBase
 from torch.nn.modules.rnn import RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _stack, functional
 
 __all__ = ["GRU", "LSTM", "GRUCell", "LSTMCell"]
 
@@ -46,10 +46,10 @@ class _Recurrent(RNNBase):
         own = [f"{n}={getattr(self, n)}" for n in ("cell_clip", "grad_clip", "recompute") if getattr(self, n)]
         return ", ".join([super().extra_repr(), *own])
 
-    def _options(self, return_cells: bool = False, return_gates: bool = False) -> functional.Options:
-        layer = functional.LayerOptions(self.bidirectional, self.cell_clip, self.grad_clip, self.recompute)
+    def _options(self, return_cells: bool = False, return_gates: bool = False) -> _stack.Options:
+        layer = _stack.LayerOptions(self.bidirectional, self.cell_clip, self.grad_clip, self.recompute)
         dropout = self.dropout if self.training else 0.0
-        return functional.Options(self.num_layers, dropout, layer, None, return_cells, return_gates)
+        return _stack.Options(self.num_layers, dropout, layer, None, return_cells, return_gates)
 
     def _weights(self) -> list[Tensor]:
         parameters = self._parameters
@@ -75,7 +75,7 @@ class _Recurrent(RNNBase):
             raise ValueError(
                 "step: expected one direction, got a bidirectional layer: its reverse one begins at the end"
             )
-        output, hx = functional.run(self.mode.lower(), input.unsqueeze(0), hx, self._weights(), self._options())
+        output, hx = _stack.run(self.mode.lower(), input.unsqueeze(0), hx, self._weights(), self._options())
         return output.squeeze(0), hx
 
     @property
@@ -214,9 +214,7 @@ class LSTM(_Recurrent):
     ) -> Any:
         """Runs the layers over ``input``; see the class for shapes."""
         options = self._options(return_cells, return_gates)
-        return functional.run(
-            "lstm", input, hx, self._weights(), options, self.batch_first, lengths, resets, reset_state
-        )
+        return _stack.run("lstm", input, hx, self._weights(), options, self.batch_first, lengths, resets, reset_state)
 
     # RNNBase's helpers, which nn.LSTM has for pairs of states: not for forward, but for callers of nn.LSTM's.
 
@@ -321,9 +319,7 @@ class GRU(_Recurrent):
     ) -> Any:
         """Runs the layers over ``input``; see ``LSTM`` for shapes."""
         options = self._options(False, return_gates)
-        return functional.run(
-            "gru", input, hx, self._weights(), options, self.batch_first, lengths, resets, reset_state
-        )
+        return _stack.run("gru", input, hx, self._weights(), options, self.batch_first, lengths, resets, reset_state)
 
 
 class _Cell(RNNCellBase):
