@@ -114,7 +114,7 @@ def short(dtype: torch.dtype) -> str:
     return {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
 
 
-# Odd sizes, chosen so that each of H = 1, 7, 33, 100, T = 1, 2, 9 and B = 1, 3, 17 meets each other axis's extremes:
+# Odd sizes, chosen so that each of H = 1, 7, 33, 64, 100, T = 1, 2, 9 and B = 1, 3, 17 meets each other axis's extremes:
 # below one vector, one vector and a tail, several vectors and a tail; less and more rows than a register block.
 SHAPES = (
     Case(T=1, B=1, I=1, H=1),
@@ -123,6 +123,7 @@ SHAPES = (
     Case(T=9, B=1, I=7, H=7),
     Case(T=1, B=17, I=3, H=33),
     Case(T=9, B=3, I=33, H=33),
+    Case(T=9, B=17, I=5, H=64),
     Case(T=2, B=17, I=9, H=100),
     Case(T=9, B=1, I=100, H=100),
 )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import raw
 import torch
 from cases import Case
 
 hashed = hashlib.sha256()
-for cell in ("lstm", "gru"):
+for cell, precision in itertools.product(("lstm", "gru"), ("ieee", "tf32")):
+    torch.backends.cudnn.rnn.fp32_precision = precision
     for case in (
         Case(cell, T=5, B=17, I=3, H=33),
         Case(cell, T=5, B=2, I=3, H=100, bidirectional=True),
         Case(cell, T=4, B=5, I=3, H=7, packed=True, bidirectional=True, dtype=torch.bfloat16),
+        Case(cell, T=3, B=19, I=3, H=96, dtype=torch.float16),
     ):
         a = raw.arguments(case)
         outputs = a.call()

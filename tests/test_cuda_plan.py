@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -14,11 +15,12 @@ class Device:
     name: str
     multiprocessors: int
     shared: int  # bytes a block may have
+    tensor_cores: bool = True
 
 
 KIB = 1024
 DEVICES = [
-    Device("T4", 40, 64 * KIB),
+    Device("T4", 40, 64 * KIB, tensor_cores=False),
     Device("A100", 108, 163 * KIB),
     Device("RTX 3090", 82, 99 * KIB),
     Device("L4", 58, 99 * KIB),
@@ -37,59 +39,81 @@ class Plan:
     rows: int
     shared: int
     resident: bool
+    tensor: bool
 
 
-def plan(
-    device: Device, T: int, B: int, H: int, gates: int = 4, storage: int = 4, backward: bool = False, forced: str = ""
-) -> Plan:
-    compute = max(storage, 4)
-    said = torch.ops.lstm_fused.cuda_plan(
-        T, B, H, gates, storage, compute, device.multiprocessors, device.shared, backward, forced
-    )
+@dataclass(frozen=True)
+class Shape:
+    T: int
+    B: int
+    H: int
+    gates: int = 4
+    storage: int = 4
+    tf32: bool = False
+
+    @property
+    def compute(self) -> int:
+        return max(self.storage, 4)
+
+
+def plan(device: Device, shape: Shape, backward: bool = False, forced: str = "") -> Plan:
+    about_shape = (shape.T, shape.B, shape.H, shape.gates, shape.storage, shape.compute)
+    about_device = (device.multiprocessors, device.shared, device.tensor_cores)
+    said = torch.ops.lstm_fused.cuda_plan(*about_shape, *about_device, shape.tf32, backward, forced)
     found = re.fullmatch(
-        r"(\w+), (\d+) units a block, (\d) rows? at once, (\d+) bytes shared(, weights among them)?", said
+        r"(\w+), (\d+) units and (\d+) rows? a block, (\d+) bytes shared(, weights among them)?(, tensor cores)?", said
     )
     assert found, said
-    return Plan(found[1], int(found[2]), int(found[3]), int(found[4]), bool(found[5]))
+    return Plan(found[1], int(found[2]), int(found[3]), int(found[4]), bool(found[5]), bool(found[6]))
 
 
 @each_device
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("forced", ["", "block", "grid", "step"])
-@pytest.mark.parametrize("storage", [2, 4, 8])
-def test_every_plan_fits_its_device(device: Device, storage: int, forced: str, backward: bool) -> None:
-    for H in (1, 7, 33, 64, 100, 256, 512, 768, 1024, 4096, 50_000):
-        for B in (1, 3, 17, 128):
-            for T in (1, 100):
-                for gates in (3, 4):
-                    p = plan(device, T, B, H, gates, storage, backward, forced)
-                    assert forced in ("", p.kind)
-                    assert 0 < p.shared <= device.shared, (H, B, T, p)
-                    assert p.units >= 1
-                    if p.kind == "block":
-                        assert p.units == H
-                    if p.kind == "grid":
-                        assert -(-H // p.units) <= device.multiprocessors, "one block on each multiprocessor"
+@pytest.mark.parametrize(("storage", "tf32"), [(2, False), (4, False), (4, True), (8, True)])
+def test_every_plan_fits_its_device(device: Device, storage: int, tf32: bool, forced: str, backward: bool) -> None:
+    for H, B, T, gates in itertools.product(
+        (1, 7, 33, 64, 100, 256, 512, 768, 1024, 4096, 50_000), (1, 3, 17, 128, 5000), (1, 100), (3, 4)
+    ):
+        shape = Shape(T, B, H, gates, storage, tf32)
+        p = plan(device, shape, backward, forced)
+        assert forced in ("", p.kind)
+        assert 0 < p.shared <= device.shared, (shape, p)
+        assert p.units >= 1
+        assert p.tensor == (device.tensor_cores and (storage == 2 or (storage == 4 and tf32)))
+        if p.kind == "block":
+            assert p.units == H
+        if p.kind == "grid":
+            assert -(-H // p.units) * -(-B // p.rows) <= device.multiprocessors, "one block on each multiprocessor"
+
+
+FLASH = Shape(1024, 16, 768, storage=2)  # the shape of the published figures
 
 
 @pytest.mark.parametrize(
-    ("device", "shape", "storage", "kind"),
+    ("device", "shape", "backward", "expected"),
     [
-        (H100, (100, 16, 64), 4, "block"),  # U is 64 KiB
-        (H100, (1024, 16, 768), 2, "grid"),  # 36 KiB of U on each multiprocessor
-        (A100, (1024, 16, 768), 2, "grid"),
-        (H100, (100, 16, 1024), 4, "grid"),  # 128 KiB
-        (A100, (100, 16, 1024), 4, "grid"),  # 160 KiB, and 96 columns of the source at a time
-        (DEVICES[0], (100, 16, 1024), 4, "step"),  # 26 units would take 416 KiB
-        (H100, (1, 16, 64), 4, "step"),  # one step has nothing to keep
+        (H100, Shape(100, 4096, 64), False, ("block", 64, 8)),  # U is 64 KiB
+        (H100, Shape(100, 64, 64, storage=2), False, ("block", 64, 16)),
+        (H100, FLASH, False, ("grid", 6, 16)),  # 36 KiB of U on each multiprocessor
+        (A100, FLASH, False, ("grid", 8, 16)),
+        (H100, FLASH, True, ("grid", 16, 8)),  # two groups of rows: each block reads half of dgates
+        (H100, Shape(100, 16, 1024, tf32=True), False, ("grid", 8, 16)),  # 128 KiB
+        (A100, Shape(100, 16, 1024), False, ("grid", 10, 16)),  # 160 KiB, and 96 columns of the source at a time
+        (H100, Shape(1, 16, 64), False, ("step", 8, 8)),  # one step has nothing to keep
     ],
 )
-def test_choices(device: Device, shape: tuple[int, int, int], storage: int, kind: str) -> None:
-    chosen = plan(device, *shape, storage=storage)
-    assert chosen.kind == kind
-    assert chosen.resident == (kind != "step")
+def test_choices(device: Device, shape: Shape, backward: bool, expected: tuple[str, int, int]) -> None:
+    chosen = plan(device, shape, backward)
+    assert (chosen.kind, chosen.units, chosen.rows) == expected
+    assert chosen.resident == (chosen.kind != "step")
+
+
+def test_weights_that_fit_nowhere_are_read_anew_by_blocks_that_stay() -> None:
+    chosen = plan(DEVICES[0], Shape(100, 16, 1024))  # 26 units would take 416 KiB
+    assert chosen.kind == "grid" and not chosen.resident
 
 
 def test_unknown_plans_are_named() -> None:
     with pytest.raises(ValueError, match="expected block, grid or step, got fast"):
-        plan(H100, 10, 3, 64, forced="fast")
+        plan(H100, Shape(10, 3, 64), forced="fast")

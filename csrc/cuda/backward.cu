@@ -11,7 +11,9 @@ std::string launch_backward(std::string_view cell, const Plan& plan, const Backw
   std::string error = "no cell of this name";
   host::with_cell(cell, [&](auto found) {
     using Cell = decltype(found);
-    const auto kernel = plan.rows == 1 ? backward_kernel<Cell, Storage, 1> : backward_kernel<Cell, Storage, 8>;
+    auto kernel = plan.rows == 1 ? backward_kernel<Cell, Storage, 1> : backward_kernel<Cell, Storage, 8>;
+    if constexpr (sizeof(Storage) <= 4)
+      if (plan.tensor) kernel = backward_kernel<Cell, Storage, tile_rows>;
     const std::int64_t steps = args.sequence.steps;
     if (plan.kind != Kind::step) {
       error = start(kernel, args, plan, args.sequence.batch, -1, steps, cuda_stream);

@@ -11,7 +11,9 @@ std::string launch_forward(std::string_view cell, const Plan& plan, const Forwar
   std::string error = "no cell of this name";
   host::with_cell(cell, [&](auto found) {
     using Cell = decltype(found);
-    const auto kernel = plan.rows == 1 ? forward_kernel<Cell, Storage, 1> : forward_kernel<Cell, Storage, 8>;
+    auto kernel = plan.rows == 1 ? forward_kernel<Cell, Storage, 1> : forward_kernel<Cell, Storage, 8>;
+    if constexpr (sizeof(Storage) <= 4)
+      if (plan.tensor) kernel = forward_kernel<Cell, Storage, tile_rows>;
     if (plan.kind != Kind::step) {
       error = start(kernel, args, plan, args.sequence.batch, 0, args.sequence.steps, cuda_stream);
       return;
@@ -36,12 +38,13 @@ template std::string launch_forward(std::string_view, const Plan&, const Forward
                                     void*);
 
 Device current_device() {
-  int device = 0, multiprocessors = 0, shared = 0, cooperative = 0;
+  int device = 0, multiprocessors = 0, shared = 0, cooperative = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
-  return {multiprocessors, shared, cooperative != 0};
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return {multiprocessors, shared, cooperative != 0, major >= 8};
 }
 
 }  // namespace lstm_fused::cuda

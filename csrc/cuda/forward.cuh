@@ -1,110 +1,85 @@
-// The fused forward of the steps [begin, end). A warp has one unit and all of its gates: it multiplies some rows'
-// h_{t-1} with the unit's rows of U, and then one lane for each row does the cell update. h_{t-1} is read from where
-// the last step has written it: the output.
+// The fused forward of the steps [begin, end). A block multiplies some rows' h_{t-1} with its units' rows of U, and the
+// lanes that are given a unit's sums for a row do the cell update. h_{t-1} is read from where the last step has written
+// it: the output.
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include "../cells/all_cells.h"
+#include "block.cuh"
 #include "kernels.h"
-#include "product.cuh"
+#include "tensor_product.cuh"
 
 namespace lstm_fused::cuda {
 
-extern __shared__ __align__(16) unsigned char shared_memory[];
-
-// Rows of the batch that a block has: in plan `grid` all of them.
-struct BlockRows {
-  std::int64_t begin, end;
-};
-__device__ inline BlockRows rows_of_block(Kind kind, int rows, std::int64_t batch) {
-  if (kind == Kind::grid) return {0, batch};
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * rows, end = begin + rows;
-  return {begin, end < batch ? end : batch};
-}
-
-// Everybody whose results the next step reads has done this one.
-__device__ inline void meet(Kind kind) {
-  if (kind == Kind::grid) cooperative_groups::this_grid().sync();
-  else __syncthreads();
-}
-
-template <class Cell, class Storage, int rows>
+template <class Cell, class Storage, class Product>
 class Forward {
   using Compute = compute_t<Storage>;
   static constexpr int G = Cell::gates, S = Cell::saved;
 
  public:
-  __device__ Forward(const ForwardArgs<Storage>& args, const Plan& plan)
-      : a(args), plan(plan), product(args.H, plan.staged_columns, shared_memory) {
-    unit_begin = static_cast<std::int64_t>(blockIdx.y) * plan.units_per_block;
-    unit_end = unit_begin + plan.units_per_block < a.H ? unit_begin + plan.units_per_block : a.H;
-  }
+  __device__ Forward(const ForwardArgs<Storage>& args, const Plan& plan, Product product)
+      : a(args), plan(plan), product(product), units(units_of_block(plan, args.H)) {}
 
   __device__ void run(std::int64_t begin, std::int64_t end) {
-    if (plan.resident)
-      make_resident(product.behind_staged(), weight_rows * plan.units_per_block, a.H,
-                    [&](std::int64_t i) { return in_memory(unit_begin + i / weight_rows, i % weight_rows); });
+    product.keep_weights();
+    Meeting meeting(plan, a.arrived);
     for (std::int64_t step = begin; step < end; ++step) {
-      run_step(step);
-      if (step + 1 < end) meet(plan.kind);
+      const std::int64_t t = a.sequence.time(step);
+      const Range mine = rows_of_block(plan, a.sequence.active(t));
+      for (std::int64_t row = mine.begin; row < mine.end; row += product.rows) run_rows(t, step, row, mine.end);
+      if (step + 1 < end && mine.begin < mine.end) meeting.wait();
     }
   }
 
  private:
-  // The row of U of a unit's gate; null where there is none.
-  __device__ const Storage* in_memory(std::int64_t unit, int gate) const {
-    return unit < unit_end && gate < G ? a.recurrent + (gate * a.H + unit) * a.H : nullptr;
-  }
+  // What a unit's update reads beside its product; loaded before it.
+  struct Given {
+    Compute x[G], bias[G], h0{}, c0{};
+  };
 
-  __device__ void run_step(std::int64_t step) {
-    const std::int64_t t = a.sequence.time(step), active = a.sequence.active(t);
-    const BlockRows block = rows_of_block(plan.kind, rows, active);
-    for (std::int64_t row = block.begin; row < block.end; row += rows) {
-      product.next_rows();
-      const auto source = [&](int r, std::int64_t k) {
-        return row + r < active ? h_before(t, step, row + r, k) : Compute(0);
-      };
-      for (std::int64_t first = unit_begin; first < unit_end; first += warps) {
-        const std::int64_t unit = first + threadIdx.x / 32;
-        const Storage* weights[weight_rows];
-        for (int g = 0; g < weight_rows; ++g) {
-          weights[g] = in_memory(unit, g);
-          if (plan.resident && weights[g])
-            weights[g] = product.behind_staged() + ((unit - unit_begin) * weight_rows + g) * a.H;
-        }
-        const Compute sum = product.multiply(weights, source);
-        Compute recurrent[G];  // of the row that this lane updates
-        const int mine = threadIdx.x % rows;
-        for (int g = 0; g < G; ++g)
-          recurrent[g] = __shfl_sync(~0u, sum, (mine * weight_rows + g) * product.lanes_per_sum);
-        if (threadIdx.x % 32 < rows && unit < unit_end && row + mine < active)
-          update(t, step, row + mine, unit, recurrent);
-      }
+  __device__ void run_rows(std::int64_t t, std::int64_t step, std::int64_t first_row, std::int64_t row_end) {
+    product.next_rows();
+    const auto row = [&](int r) { return first_row + r < row_end ? state_before(t, step, first_row + r) : nullptr; };
+    const auto column = [](std::int64_t k) { return k; };
+    for (std::int64_t first = units.begin; first < units.end; first += product.pass_units()) {
+      const Item item = product.item(0, first);
+      const std::int64_t b = first_row + item.row;
+      const bool valid = item.valid && b < row_end;
+      Given given;
+      if (valid) given = load_given(t, step, b, item.unit);
+      Compute sums[1][weight_rows];
+      product.multiply(first, row, column, sums);
+      if (valid) update(t, b, item.unit, given, sums[0]);
     }
   }
 
-  // Row b's h_{t-1}: that of the step before in the direction of time, where it has one.
-  __device__ Compute h_before(std::int64_t t, std::int64_t step, std::int64_t b, std::int64_t unit) const {
+  // Row b's h_{t-1} [H]: that of the step before in the direction of time, where it has one; null: zero.
+  __device__ const Storage* state_before(std::int64_t t, std::int64_t step, std::int64_t b) const {
     const std::int64_t before = a.sequence.reverse ? t + 1 : t - 1;
-    if (step > 0 && b < a.sequence.active(before))
-      return load_fresh(a.output + (a.sequence.offset(before) + b) * a.output_ld + unit);
-    return a.h0 ? load(a.h0 + b * a.H + unit) : Compute(0);
+    if (step > 0 && b < a.sequence.active(before)) return a.output + (a.sequence.offset(before) + b) * a.output_ld;
+    return a.h0 ? a.h0 + b * a.H : nullptr;
   }
 
-  __device__ void update(std::int64_t t, std::int64_t step, std::int64_t b, std::int64_t unit,
-                         const Compute (&product_of_gate)[G]) {
-    const std::int64_t data = a.sequence.offset(t) + b;
-    Compute x[G], r[G], s[S], h0{}, c0{}, c1{};
+  __device__ Given load_given(std::int64_t t, std::int64_t step, std::int64_t b, std::int64_t unit) const {
+    Given given;
+    const Storage* const x = a.input_gates + (a.sequence.offset(t) + b) * a.input_ld + unit;
     for (int g = 0; g < G; ++g) {
-      x[g] = load(a.input_gates + data * a.input_ld + g * a.H + unit);
-      r[g] = product_of_gate[g] + (a.bias_h ? load(a.bias_h + g * a.H + unit) : Compute(0));
+      given.x[g] = load(x + g * a.H);
+      given.bias[g] = a.bias_h ? load(a.bias_h + g * a.H + unit) : Compute(0);
     }
-    if constexpr (Cell::reads_h0) h0 = h_before(t, step, b, unit);
-    if constexpr (Cell::carries_cell) c0 = a.c[b * a.H + unit];
-    Cell::update(x, r, h0, c0, s, c1);
+    if constexpr (Cell::reads_h0)
+      if (const Storage* const h0 = state_before(t, step, b)) given.h0 = load_fresh(h0 + unit);
+    if constexpr (Cell::carries_cell) given.c0 = a.c[b * a.H + unit];
+    return given;
+  }
+
+  __device__ void update(std::int64_t t, std::int64_t b, std::int64_t unit, const Given& given,
+                         const Compute (&product_of_gate)[weight_rows]) {
+    const std::int64_t data = a.sequence.offset(t) + b;
+    Compute r[G], s[S], c1{};
+    for (int g = 0; g < G; ++g) r[g] = product_of_gate[g] + given.bias[g];
+    Cell::update(given.x, r, given.h0, given.c0, s, c1);
     if constexpr (Cell::carries_cell) c1 = host::clamp(c1, a.cell_clip);
-    const Compute h1 = Cell::output(s, h0, c1);
+    const Compute h1 = Cell::output(s, given.h0, c1);
     if constexpr (Cell::carries_cell) a.c[b * a.H + unit] = c1;
     if (a.saved)
       for (int i = 0; i < S; ++i) store(a.saved + (data * S + i) * a.H + unit, s[i]);
@@ -115,14 +90,19 @@ class Forward {
 
   const ForwardArgs<Storage>& a;
   const Plan& plan;
-  Product<Storage, rows> product;
-  std::int64_t unit_begin, unit_end;
+  Product product;
+  const Range units;
 };
 
+// `rows` names the product: of so many rows at once.
 template <class Cell, class Storage, int rows>
 __global__ void __launch_bounds__(threads, 1)
     forward_kernel(const ForwardArgs<Storage> args, const Plan plan, std::int64_t begin, std::int64_t end) {
-  Forward<Cell, Storage, rows>(args, plan).run(begin, end);
+  const Range units = units_of_block(plan, args.H);
+  const Weights<Storage> weights = {args.recurrent, args.H, args.H, Cell::gates, units.begin, units.end};
+  const bool aligned = all_aligned<Storage>(args.H, args.output_ld, args.recurrent, args.output, args.h0);
+  const auto product = make_product<Storage, weight_rows, rows>(weights, plan, aligned);
+  Forward<Cell, Storage, std::remove_const_t<decltype(product)>>(args, plan, product).run(begin, end);
 }
 
 }  // namespace lstm_fused::cuda

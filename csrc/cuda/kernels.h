@@ -27,6 +27,7 @@ struct ForwardArgs {
   std::int64_t output_ld = 0;
   Storage* h_n = nullptr;  // [B, H]
   Compute* c = nullptr;    // [B, H]: c_0, and c_n at the end
+  unsigned* arrived = nullptr;  // [row groups of the plan], zero
   Compute cell_clip = no_clip<Compute>;
 };
 
@@ -49,6 +50,7 @@ struct BackwardArgs {
   Compute* dh = nullptr;             // [B, H]: dL/dh_n on entry, dL/dh0 at the end
   Compute* dc = nullptr;             // [B, H]: dL/dc_n on entry, dL/dc0 at the end
   Storage* d_gates = nullptr;        // [N, S*H]: gradients before the activations
+  unsigned* arrived = nullptr;       // [row groups of the plan], zero
   Compute cell_clip = no_clip<Compute>, grad_clip = no_clip<Compute>;
 };
 

@@ -21,7 +21,7 @@ template <class Args>
 std::string start(void (*kernel)(Args, Plan, std::int64_t, std::int64_t), const Args& args, const Plan& plan,
                   std::int64_t batch, std::int64_t begin, std::int64_t end, cudaStream_t stream) {
   const std::int64_t units = blocks_for(args.H, plan.units_per_block);
-  const std::int64_t rows = plan.kind == Kind::grid ? 1 : blocks_for(batch, plan.rows);
+  const std::int64_t rows = blocks_for(batch, plan.rows_per_block);
   const dim3 blocks(static_cast<unsigned>(rows), static_cast<unsigned>(units));
   const auto shared = static_cast<std::size_t>(plan.shared_bytes);
   cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -34,8 +34,8 @@ std::string start(void (*kernel)(Args, Plan, std::int64_t, std::int64_t), const 
     int together = 0;
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&together, kernel, threads, shared);
     if (error != cudaSuccess) return error_text("cudaOccupancyMaxActiveBlocksPerMultiprocessor", error);
-    if (units > static_cast<std::int64_t>(together) * current_device().multiprocessors)
-      return "plan grid: expected blocks that are on the device together, got " + std::to_string(units);
+    if (rows * units > static_cast<std::int64_t>(together) * current_device().multiprocessors)
+      return "plan grid: expected blocks that are on the device together, got " + std::to_string(rows * units);
     error = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), blocks, dim3(threads), arguments, shared,
                                         stream);
     return error_text("cudaLaunchCooperativeKernel", error);

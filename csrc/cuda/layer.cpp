@@ -23,9 +23,15 @@ std::string forced_plan() {
   return name ? name : "";
 }
 
+// Whether products of float32 numbers may be of rounded ones: what torch allows its own recurrent layers.
+bool tf32_allowed() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
+         at::Float32Precision::TF32;
+}
+
 template <class Storage>
 Plan plan_for(const LayerShape& shape, bool backward) {
-  const Shape all = {shape.T, shape.B, shape.H, shape.G, sizeof(Storage), sizeof(compute_t<Storage>)};
+  const Shape all = {shape.T, shape.B, shape.H, shape.G, sizeof(Storage), sizeof(compute_t<Storage>), tf32_allowed()};
   try {
     return choose_plan(all, current_device(), backward, forced_plan());
   } catch (const std::invalid_argument& error) {
@@ -61,6 +67,11 @@ Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Te
   return sequence;
 }
 
+// Where blocks that have the same rows count themselves in, for each direction.
+at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorOptions& options) {
+  return at::zeros({shape.D, (shape.B + plan.rows_per_block - 1) / plan.rows_per_block}, options.dtype(at::kInt));
+}
+
 template <class Storage>
 Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                 Save save) {
@@ -75,6 +86,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     c = states.empty() ? at::zeros({shape.D, B, H}, compute)
                        : states[1].to(compute.dtype(), /*non_blocking=*/false, /*copy=*/true).contiguous();
   const Plan plan = plan_for<Storage>(shape, false);
+  const at::Tensor arrived = counters(shape, plan, storage);
   Tensors saved;
   for (int d = 0; d < shape.D; ++d) {
     const DirectionWeights w = direction_weights(shape, weights, d);
@@ -99,6 +111,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     a.output_ld = shape.D * H;
     a.h_n = mutable_data<Storage>(h_n) + d * B * H;
     a.c = c.defined() ? mutable_data<Compute>(c) + d * B * H : nullptr;
+    a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     if (N > 0) {
       const std::string error = launch_forward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(input));
@@ -181,6 +194,7 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
   const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous();
   const at::Tensor c0 = states.size() < 2 ? at::Tensor() : states[1].contiguous();
   const Plan plan = plan_for<Storage>(shape, true);
+  const at::Tensor arrived = counters(shape, plan, storage);
   const RowSums sum{samples};
   Tensors results(needed.size());
   for (int d = 0; d < shape.D; ++d) {
@@ -202,6 +216,7 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
     a.dh = mutable_data<Compute>(dh) + d * B * H;
     a.dc = dc.defined() ? mutable_data<Compute>(dc) + d * B * H : nullptr;
     a.d_gates = mutable_data<Storage>(d_gates);
+    a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     a.grad_clip = static_cast<Compute>(shape.grad_clip);
     if (N > 0) {

@@ -1,7 +1,9 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
+#include <vector>
 
 namespace lstm_fused::cuda {
 
@@ -11,62 +13,137 @@ const char* name(Kind kind) { return kind == Kind::block ? "block" : kind == Kin
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Columns of a product's source, and rows of its matrix for each unit.
+// The product inside a step: columns of its source, and rows of its matrix for each unit, those of zeros included.
 struct Product {
-  std::int64_t columns, rows_per_unit;
+  std::int64_t columns;
+  int per_unit;
+  bool tensor;
+  int granule() const { return (tensor ? tile_columns : weight_rows) / per_unit; }  // units that are done together
 };
-Product product_of(const Shape& shape, bool backward) {
-  if (backward) return {shape.gates * shape.H, 1};
-  return {shape.H, weight_rows};
+Product product_of(const Shape& shape, const Device& device, bool backward) {
+  const bool tensor = device.tensor_cores && (shape.storage_bytes == 2 || (shape.storage_bytes == 4 && shape.tf32));
+  if (backward) return {shape.gates * shape.H, 1, tensor};
+  return {shape.H, weight_rows, tensor};
 }
 
-Plan with_tiles(Kind kind, const Shape& shape, const Device& device, const Product& product, std::int64_t units,
-                bool resident) {
+// Gives a plan its places in shared memory. Without weights to keep there, the source has a third of it, so that
+// several blocks fit on a multiprocessor.
+void lay_out(Plan& plan, const Shape& shape, const Device& device, const Product& product) {
+  const std::int64_t weights = plan.units_per_block * product.per_unit;  // rows of them
+  const auto room_beside = [&](std::int64_t bytes) {
+    return plan.resident ? device.shared_per_block - bytes : device.shared_per_block / 3;
+  };
+  std::int64_t weight_bytes = 0, partial_bytes = 0;
+  if (plan.tensor) {
+    const std::int64_t tiles = divide_up(weights, tile_columns), slab_columns = slab_bytes / shape.storage_bytes;
+    const std::int64_t slabs = divide_up(product.columns, slab_columns);
+    constexpr int fragment = 32 * 16;  // bytes of a warp's part of a slab, and of a tile of sums
+    plan.split = tiles <= warps / 2;
+    if (plan.resident) weight_bytes = tiles * slabs * fragment;
+    if (plan.split) partial_bytes = chains * tiles * fragment;
+    // Whole chains' worth of slabs. Rows half a bank row apart: then the lanes of a fragment read different banks.
+    const std::int64_t row_room = room_beside(weight_bytes + partial_bytes) / tile_rows - slab_bytes;
+    const std::int64_t fitting = std::max<std::int64_t>(1, row_room / (chains * slab_bytes)) * chains;
+    const std::int64_t staged = std::min(slabs, fitting);
+    plan.staged_columns = staged * slab_columns;
+    plan.staged_stride = (staged | 1) * slab_bytes;
+  } else {
+    if (plan.resident) weight_bytes = weights * product.columns * shape.storage_bytes;
+    const std::int64_t column_bytes = plan.rows * shape.compute_bytes;
+    const std::int64_t fitting = std::max<std::int64_t>(32, room_beside(weight_bytes) / column_bytes / 32 * 32);
+    plan.staged_columns = std::min(product.columns, fitting);
+    plan.staged_stride = plan.staged_columns * shape.compute_bytes;
+  }
+  plan.weights_at = divide_up(plan.rows * plan.staged_stride, 16) * 16;
+  plan.partials_at = plan.weights_at + weight_bytes;
+  plan.shared_bytes = plan.partials_at + partial_bytes;
+}
+
+Plan with_layout(Kind kind, std::int64_t rows_per_block, std::int64_t units, bool resident, const Shape& shape,
+                 const Device& device, const Product& product) {
   Plan plan;
   plan.kind = kind;
-  plan.rows = shape.B >= 3 ? 8 : 1;
+  plan.tensor = product.tensor;
+  plan.rows = product.tensor ? tile_rows : shape.B >= 3 ? 8 : 1;
+  plan.rows_per_block = rows_per_block ? rows_per_block : plan.rows;
   plan.units_per_block = units;
   plan.resident = resident;
-  const std::int64_t column_bytes = plan.rows * shape.compute_bytes;
-  const std::int64_t weight_bytes =
-      resident ? units * product.rows_per_unit * product.columns * shape.storage_bytes : 0;
-  // As many columns of the source as there is room for, in whole warps' worth; without weights to keep, a third of the
-  // memory, so that several blocks fit on a multiprocessor.
-  const std::int64_t room = resident ? device.shared_per_block - weight_bytes : device.shared_per_block / 3;
-  plan.staged_columns = std::min(product.columns, std::max<std::int64_t>(32, room / column_bytes / 32 * 32));
-  plan.shared_bytes = plan.staged_columns * column_bytes + weight_bytes;
+  lay_out(plan, shape, device, product);
   return plan;
+}
+
+// The best of the ways to deal rows and units to blocks that are on the device together.
+std::optional<Plan> best_grid(const Shape& shape, const Device& device, const Product& product, bool backward,
+                              bool resident) {
+  std::optional<Plan> best;
+  const std::int64_t batch = std::max<std::int64_t>(shape.B, 1);
+  for (std::int64_t rows = batch >= 3 ? 8 : 1, last = 0; last < batch; last = rows, rows *= 2) {
+    const std::int64_t blocks = device.multiprocessors / divide_up(batch, rows);  // for each group of rows
+    if (blocks == 0) continue;
+    const std::int64_t units = divide_up(divide_up(shape.H, blocks), product.granule()) * product.granule();
+    const Plan plan = with_layout(Kind::grid, rows, units, resident, shape, device, product);
+    if (plan.shared_bytes > device.shared_per_block) continue;
+    if (!best || step_cycles(plan, shape, device, backward) < step_cycles(*best, shape, device, backward)) best = plan;
+  }
+  return best;
 }
 
 }  // namespace
 
 std::string Plan::describe() const {
-  return std::string(name(kind)) + ", " + std::to_string(units_per_block) + " units a block, " + std::to_string(rows) +
-         (rows == 1 ? " row" : " rows") + " at once, " + std::to_string(shared_bytes) + " bytes shared" +
-         (resident ? ", weights among them" : "");
+  return std::string(name(kind)) + ", " + std::to_string(units_per_block) + " units and " +
+         std::to_string(rows_per_block) + (rows_per_block == 1 ? " row" : " rows") + " a block, " +
+         std::to_string(shared_bytes) + " bytes shared" + (resident ? ", weights among them" : "") +
+         (tensor ? ", tensor cores" : "");
+}
+
+// See docs/cuda.md for the figures.
+double step_cycles(const Plan& plan, const Shape& shape, const Device& device, bool backward) {
+  const Product product = product_of(shape, device, backward);
+  const auto rows = static_cast<double>(std::min(plan.rows_per_block, std::max<std::int64_t>(shape.B, 1)));
+  const auto weights =
+      static_cast<double>(divide_up(plan.units_per_block, product.granule()) * product.granule() * product.per_unit);
+  const double columns = static_cast<double>(product.columns), bytes = shape.storage_bytes;
+  const double row_tiles = static_cast<double>(divide_up(static_cast<std::int64_t>(rows), plan.rows));
+  const double multiply_adds = plan.tensor ? 2048 / bytes : 256.0 / shape.compute_bytes;  // a cycle
+  const double source = rows * columns * bytes / 64;
+  const double weights_read = row_tiles * weights * columns * bytes / (plan.resident ? 128 : 64);
+  const double arithmetic = row_tiles * plan.rows * weights * columns / multiply_adds;
+  const double units_at_once = plan.tensor ? threads / 16.0 : warps;
+  const double updates =
+      row_tiles * 200 * static_cast<double>(divide_up(plan.units_per_block, static_cast<std::int64_t>(units_at_once)));
+  const double meeting = plan.kind == Kind::grid ? 1500 : plan.kind == Kind::step ? 5000 : 100;
+  const std::int64_t blocks =
+      divide_up(std::max<std::int64_t>(shape.B, 1), plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
+  const auto waves = static_cast<double>(divide_up(blocks, device.multiprocessors));
+  return waves * (source + std::max(weights_read, arithmetic) + updates) + meeting;
 }
 
 Plan choose_plan(const Shape& shape, const Device& device, bool backward, const std::string& forced) {
-  const Product product = product_of(shape, backward);
-  const auto fits = [&](const Plan& plan) { return plan.shared_bytes <= device.shared_per_block; };
-  const auto plan_of = [&](Kind kind, bool resident) {
-    if (kind == Kind::block) return with_tiles(kind, shape, device, product, shape.H, resident);
-    // Backward's warps take several units at once.
-    const std::int64_t at_least = backward ? weight_rows : 1;
-    const std::int64_t spread = kind == Kind::grid ? divide_up(shape.H, device.multiprocessors) : warps * at_least;
-    return with_tiles(kind, shape, device, product, std::max(at_least, spread), resident);
-  };
-  for (const Kind kind : {Kind::block, Kind::grid}) {
-    const Plan plan = plan_of(kind, true);
-    const bool possible = kind == Kind::block || device.cooperative;
-    if (forced.empty() ? possible && fits(plan) && shape.T > 1 : forced == name(kind) && possible && fits(plan))
-      return plan;
-    if (forced != name(kind)) continue;
-    if (!possible) throw std::invalid_argument("plan grid: this device has no cooperative launches");
-    return plan_of(kind, false);
+  if (!forced.empty() && forced != "block" && forced != "grid" && forced != "step")
+    throw std::invalid_argument("expected block, grid or step, got " + forced);
+  const Product product = product_of(shape, device, backward);
+  std::vector<Plan> plans;
+  if (forced != "grid" && forced != "step" && (shape.T > 1 || !forced.empty())) {
+    const auto block = [&](bool resident) {
+      return with_layout(Kind::block, 0, shape.H, resident, shape, device, product);
+    };
+    if (const Plan kept = block(true); kept.shared_bytes <= device.shared_per_block) plans.push_back(kept);
+    else if (!forced.empty()) plans.push_back(block(false));
   }
-  if (!forced.empty() && forced != "step") throw std::invalid_argument("expected block, grid or step, got " + forced);
-  return plan_of(Kind::step, false);
+  if (forced != "block" && forced != "step" && device.cooperative && (shape.T > 1 || !forced.empty())) {
+    std::optional<Plan> grid = best_grid(shape, device, product, backward, true);
+    if (!grid) grid = best_grid(shape, device, product, backward, false);
+    if (grid) plans.push_back(*grid);
+  }
+  if (forced.empty() || forced == "step") {
+    const std::int64_t units = product.tensor ? tile_columns : warps * product.granule();
+    plans.push_back(with_layout(Kind::step, 0, units, false, shape, device, product));
+  }
+  if (plans.empty()) throw std::invalid_argument("plan grid: this device cannot have so many blocks together");
+  const auto cycles = [&](const Plan& plan) { return step_cycles(plan, shape, device, backward); };
+  return *std::min_element(plans.begin(), plans.end(),
+                           [&](const Plan& a, const Plan& b) { return cycles(a) < cycles(b); });
 }
 
 }  // namespace lstm_fused::cuda

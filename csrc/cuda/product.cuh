@@ -1,13 +1,35 @@
-// The product inside a time step: some rows of the source times some rows of the weights, along k. A block stages the
-// source rows in shared memory, as numbers to compute with; a warp multiplies all of them with four rows of the weights
-// at a time, its lanes sharing k, and adds up across lanes at the end. Each sum is taken in an order that depends on
-// nothing but k, so results do not depend on the plan.
+// The product inside a time step: some rows of the source times the block's rows of the weights, along k. Here without
+// tensor cores: a block stages the source rows in shared memory, as numbers to compute with; a warp multiplies all of
+// them with four rows of the weights at a time, its lanes sharing k, and adds up across lanes at the end. Each sum is
+// taken in an order that depends on nothing but k, so results do not depend on the plan. tensor_product.cuh has the
+// same interface.
 #pragma once
 
 #include "plan.h"
 #include "values.cuh"
 
 namespace lstm_fused::cuda {
+
+// A block's part of the weights [gates, H, K]: of its units, each with `gates` rows.
+template <class Storage>
+struct Weights {
+  const Storage* matrix;
+  std::int64_t K, H;
+  int gates;
+  std::int64_t begin, end;  // units
+
+  // The row of a gate of a unit; null where there is none.
+  __device__ const Storage* row(std::int64_t unit, int gate) const {
+    return unit < end && gate < gates ? matrix + (gate * H + unit) * K : nullptr;
+  }
+};
+
+// A result of a pass over some of the block's units, for the lane that is given it.
+struct Item {
+  int row;            // of the source
+  std::int64_t unit;  // of H
+  bool valid;
+};
 
 // Lane i * 32 / n of the result has the sum of sums[i] over all lanes. At each stage half of the sums go to the other
 // half of the lanes, until each has one.
@@ -33,74 +55,98 @@ __device__ Compute sum_over_lanes(Compute (&sums)[n]) {
   return sums[0];
 }
 
-// A block's product with `rows` source rows of K columns. `weight(i)` is the i-th of the block's rows of the weights.
-template <class Storage, int rows>
+// With `rows_at_once` source rows. A unit has `per_unit` sums: 4, those of gates that do not exist being zero, or 1.
+template <class Storage, int per_unit, int rows_at_once>
 class Product {
   using Compute = compute_t<Storage>;
+  static constexpr int sums = weight_rows * rows_at_once, lanes_per_sum = 32 / sums;
+  static constexpr int warp_units = weight_rows / per_unit;
 
  public:
-  static constexpr int sums = weight_rows * rows;
-  static constexpr int lanes_per_sum = 32 / sums;
+  static constexpr int rows = rows_at_once, items = 1;
 
-  // Which sum a lane is given: of source row sum / weight_rows with row sum % weight_rows of the warp's weights.
-  __device__ static int my_sum() { return threadIdx.x % 32 / lanes_per_sum; }
-  __device__ static bool first_of_sum() { return threadIdx.x % lanes_per_sum == 0; }
+  __device__ Product(const Weights<Storage>& weights, const Plan& plan, unsigned char* shared)
+      : weights(weights),
+        plan(plan),
+        staged(reinterpret_cast<Compute*>(shared)),
+        kept(reinterpret_cast<Storage*>(shared + plan.weights_at)) {}
 
-  __device__ Product(std::int64_t K, std::int64_t columns, void* shared)
-      : K(K), columns(columns), staged(static_cast<Compute*>(shared)) {}
+  // Units of a pass, over all warps.
+  __device__ std::int64_t pass_units() const { return warps * warp_units; }
 
-  __device__ Storage* behind_staged() const { return reinterpret_cast<Storage*>(staged + rows * columns); }
+  // Copies the block's weights to shared memory, if they are to stay there.
+  __device__ void keep_weights() {
+    if (!plan.resident) return;
+    for (std::int64_t i = 0; i < plan.units_per_block * per_unit; ++i) {
+      const Storage* const row = weights.row(weights.begin + i / per_unit, i % per_unit);
+      if (!row) continue;
+      for (std::int64_t k = threadIdx.x; k < weights.K; k += threads) kept[i * weights.K + k] = row[k];
+    }
+    __syncthreads();
+  }
 
-  // The source rows are others from here on; everybody has read the last ones.
+  __device__ Item item(int /*i*/, std::int64_t first) const {
+    const int lane = threadIdx.x % 32;
+    if (per_unit > 1) return {lane, first + threadIdx.x / 32, lane < rows && first + threadIdx.x / 32 < weights.end};
+    const int sum = lane / lanes_per_sum;
+    const std::int64_t unit = first + threadIdx.x / 32 * warp_units + sum % weight_rows;
+    return {sum / weight_rows, unit, lane % lanes_per_sum == 0 && unit < weights.end};
+  }
+
+  // The source rows are others from here on.
   __device__ void next_rows() { first_staged = -1; }
 
-  // Called by all warps of a block; those with nothing to do have no weights. source(r, k) reads the source.
-  template <class Source>
-  __device__ Compute multiply(const Storage* const (&weights)[weight_rows], const Source& source) {
+  // A pass, from unit `first` on: the sums of this lane's items. Called by all warps of a block. row(r) is a source row
+  // or null for zeros, and column(k) the place of its k-th number.
+  template <class Row, class Column>
+  __device__ void multiply(std::int64_t first, const Row& row, const Column& column, Compute (&result)[1][per_unit]) {
+    const std::int64_t unit = first + threadIdx.x / 32 * warp_units;
+    const Storage* mine[weight_rows];
+    for (int i = 0; i < weight_rows; ++i) {
+      mine[i] = weights.row(unit + i / per_unit, i % per_unit);
+      if (plan.resident && mine[i]) mine[i] = kept + ((unit - weights.begin) * per_unit + i) * weights.K;
+    }
     Compute sum[sums] = {};
-    for (std::int64_t first = 0; first < K; first += columns) {
-      const std::int64_t width = K - first < columns ? K - first : columns;
-      if (first != first_staged) stage(first, width, source);
+    for (std::int64_t begin = 0; begin < weights.K; begin += plan.staged_columns) {
+      const std::int64_t left = weights.K - begin, width = left < plan.staged_columns ? left : plan.staged_columns;
+      if (begin != first_staged) stage(begin, width, row, column);
       for (std::int64_t k = threadIdx.x % 32; k < width; k += 32) {
         Compute w[weight_rows];
 #pragma unroll
-        for (int i = 0; i < weight_rows; ++i) w[i] = weights[i] ? load(weights[i] + first + k) : Compute(0);
+        for (int i = 0; i < weight_rows; ++i) w[i] = mine[i] ? load(mine[i] + begin + k) : Compute(0);
 #pragma unroll
         for (int r = 0; r < rows; ++r) {
-          const Compute x = staged[r * columns + k];
+          const Compute x = staged[r * plan.staged_columns + k];
 #pragma unroll
           for (int i = 0; i < weight_rows; ++i) sum[r * weight_rows + i] += w[i] * x;
         }
       }
     }
-    return sum_over_lanes(sum);
+    const Compute total = sum_over_lanes(sum);
+    result[0][0] = total;
+    if constexpr (per_unit > 1)  // a lane for each row gathers the gates
+      for (int g = 0; g < per_unit; ++g)
+        result[0][g] = __shfl_sync(~0u, total, (threadIdx.x % rows * weight_rows + g) * lanes_per_sum);
   }
 
  private:
-  template <class Source>
-  __device__ void stage(std::int64_t first, std::int64_t width, const Source& source) {
+  template <class Row, class Column>
+  __device__ void stage(std::int64_t begin, std::int64_t width, const Row& row, const Column& column) {
+    __syncthreads();  // everybody has read what was there
+    for (int r = 0; r < rows; ++r) {
+      const Storage* const from = row(r);
+      for (std::int64_t k = threadIdx.x; k < width; k += threads)
+        staged[r * plan.staged_columns + k] = from ? load_fresh(from + column(begin + k)) : Compute(0);
+    }
     __syncthreads();
-    for (int r = 0; r < rows; ++r)
-      for (std::int64_t k = threadIdx.x; k < width; k += threads) staged[r * columns + k] = source(r, first + k);
-    __syncthreads();
-    first_staged = first;
+    first_staged = begin;
   }
 
-  const std::int64_t K, columns;
-  Compute* const staged;  // [rows, columns]
+  const Weights<Storage> weights;
+  const Plan& plan;
+  Compute* const staged;  // [rows, staged_columns]
+  Storage* const kept;    // [units * per_unit, K]
   std::int64_t first_staged = -1;
 };
-
-// The block's rows of the weights, copied behind the staged source if they are to stay there: row(i) is where the i-th
-// of them lies, `from(i)` where it comes from, null if there is none.
-template <class Storage, class From>
-__device__ void make_resident(Storage* to, std::int64_t count, std::int64_t K, const From& from) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    const Storage* const row = from(i);
-    if (!row) continue;
-    for (std::int64_t k = threadIdx.x; k < K; k += threads) to[i * K + k] = row[k];
-  }
-  __syncthreads();
-}
 
 }  // namespace lstm_fused::cuda
