@@ -4,6 +4,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 CUDA_VENV  ?= .venv-cuda
 CUDA_TORCH ?= torch==2.14.1
+# A CUDA compiler for the tests of the CUDA kernels, where there is none: they run on the CPU.
+NVCC = $(foreach part,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,"nvidia-$(part)==13.0.*")
 BIN     = $(VENV)/bin
 CXX    ?= g++
 BENCH  ?= --grid quick --mode both
@@ -42,6 +44,7 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet rich typer hypothesis matplotlib mpmath pytest pytest-benchmark \
 	    pytest-timeout numpy onnx onnxruntime onnxscript lightning "clang-format>=21,<24" mypy pre-commit ruff
+	$(BIN)/python -m pip install --quiet nvidia-cuda-nvdisasm $(if $(shell command -v nvcc),,$(NVCC))
 	touch $@
 
 # The first build installs the package in place; later ones compile only what changed.

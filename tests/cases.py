@@ -114,7 +114,7 @@ def short(dtype: torch.dtype) -> str:
     return {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
 
 
-# Odd sizes, chosen so that each of H = 1, 7, 33, 64, 100, T = 1, 2, 9 and B = 1, 3, 17 meets each other axis's extremes:
+# Sizes chosen so that each of H = 1, 7, 33, 64, 100, T = 1, 2, 9 and B = 1, 3, 17 meets each other axis's extremes:
 # below one vector, one vector and a tail, several vectors and a tail; less and more rows than a register block.
 SHAPES = (
     Case(T=1, B=1, I=1, H=1),

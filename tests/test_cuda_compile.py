@@ -1,9 +1,13 @@
-"""Evidence from the compiler: every CUDA kernel for every architecture, without spills, in registers that suffice."""
+"""Evidence from the compiler: every CUDA kernel for every architecture, without spills, in registers that suffice, and
+tensor cores where they are meant."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import emulated
@@ -12,21 +16,46 @@ import pytest
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 THREADS, REGISTERS = 256, 65536  # of a block, as plan.h has it; of a multiprocessor, the same on all of these
+TILE = 16  # the rows that name a kernel of tensor cores
 
 pytestmark = pytest.mark.skipif(ptx.find_nvcc() is None, reason="nvcc was not found")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", emulated.KERNELS, ids=lambda path: path.stem)
-def test_registers_and_spills(source: Path, architecture: str, tmp_path: Path) -> None:
-    """Nothing of a kernel lies in local memory, and a block fits on a multiprocessor: plans assume no more."""
-    command = ["nvcc", "-std=c++20", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", str(source)]
-    done = subprocess.run([*command, "-o", str(tmp_path / "kernels")], capture_output=True, text=True, check=False)
+def nvdisasm() -> str | None:
+    """The disassembler, on PATH or as pip installs it."""
+    if found := shutil.which("nvdisasm"):
+        return found
+    return next((str(path) for folder in sys.path for path in Path(folder).glob("nvidia/cu*/bin/nvdisasm")), None)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A source's kernels for one architecture."""
+
+    architecture: int
+    cubin: Path
+    said: str  # by ptxas
+
+
+SOURCES = [(source, architecture) for source in emulated.KERNELS for architecture in ARCHITECTURES]
+
+
+@pytest.fixture(scope="module", params=SOURCES, ids=lambda p: f"{p[0].stem}-sm_{p[1]}")
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    source, architecture = request.param
+    cubin = tmp_path_factory.mktemp("compiled") / f"{source.stem}.cubin"
+    command = [str(ptx.find_nvcc()), "-std=c++20", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", str(source)]
+    done = subprocess.run([*command, "-o", str(cubin)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return Compiled(int(architecture), cubin, done.stderr)
+
+
+def test_registers_and_spills(compiled: Compiled) -> None:
+    """Nothing of a kernel lies in local memory, and a block fits on a multiprocessor: plans assume no more."""
     kernels = re.findall(
         r"entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
         r"Used (\d+) registers",
-        done.stderr,
+        compiled.said,
         re.S,
     )
     assert len(kernels) == 22  # 2 cells; 1 or 8 rows of 4 types, or 16 of 3
@@ -34,4 +63,23 @@ def test_registers_and_spills(source: Path, architecture: str, tmp_path: Path) -
         assert (stack, stores, loads) == ("0", "0", "0"), f"{name}: {stack} bytes of stack, spills {stores} + {loads}"
         assert int(registers) * THREADS <= REGISTERS, f"{name}: {registers} registers"
     used = sorted(int(kernel[4]) for kernel in kernels)
-    print(f"sm_{architecture} {source.stem}: {used[0]} to {used[-1]} registers")
+    print(f"sm_{compiled.architecture} {compiled.cubin.stem}: {used[0]} to {used[-1]} registers")
+
+
+@pytest.mark.skipif(nvdisasm() is None, reason="nvdisasm was not found")
+def test_tensor_cores(compiled: Compiled) -> None:
+    """Of the machine code: each kernel's products are by the instruction that its numbers call for, or by none."""
+    if compiled.architecture < 80:
+        pytest.skip("products by tensor cores are for 8.0 and up")
+    listing = subprocess.run([str(nvdisasm()), "-c", compiled.cubin], capture_output=True, text=True, check=True).stdout
+    bodies = re.split(r"^\.text\.(\S+):$", listing, flags=re.M)
+    assert len(bodies) == 1 + 2 * 22
+    wanted = {"8BFloat16": "16816.F32.BF16", "7Float16": "16816.F32", "f": "1688.F32.TF32"}
+    for name, body in zip(bodies[1::2], bodies[2::2], strict=True):
+        storage, rows = re.search(r"(8BFloat16|7Float16|[fd])E?Li(\d+)E", name).groups()  # type: ignore[union-attr]
+        used = set(re.findall(r"\bHMMA\.([\w.]+)", body))
+        if int(rows) == TILE:
+            assert used == {wanted[storage]}, (name, used)
+            assert "LDGSTS.E.BYPASS.128" in body and "LDS.128" in body, f"{name}: wide copies and reads"
+        else:
+            assert not used, (name, used)

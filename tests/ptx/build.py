@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -39,8 +40,11 @@ def find_nvcc() -> Path | None:
     for place in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
         if place and (nvcc := Path(place, "bin", "nvcc")).is_file():
             return nvcc
-    found = shutil.which("nvcc")
-    return Path(found) if found else None
+    if found := shutil.which("nvcc"):
+        return Path(found)
+    packages = importlib.util.find_spec("nvidia")  # as pip installs it: nvidia-cuda-nvcc and what it needs
+    places = [Path(p) for p in (packages.submodule_search_locations or ())] if packages else []
+    return next((nvcc for place in places for nvcc in sorted(place.glob("cu*/bin/nvcc"))), None)
 
 
 @functools.cache
