@@ -231,7 +231,9 @@ std::string cuda_plan_name(int64_t T, int64_t B, int64_t H, int64_t gates, int64
       T, B, H, static_cast<int>(gates), static_cast<int>(storage_bytes), static_cast<int>(compute_bytes), tf32};
   const cuda::Device device = {static_cast<int>(multiprocessors), static_cast<int>(shared_per_block), true,
                                tensor_cores};
-  return cuda::choose_plan(shape, device, backward, forced).describe();
+  const cuda::Plan plan = cuda::choose_plan(shape, device, backward, forced);
+  const auto cycles = static_cast<int64_t>(cuda::step_cycles(plan, shape, device, backward));
+  return plan.describe() + ", about " + std::to_string(cycles) + " cycles a step";
 }
 
 std::string why_no_cuda() {

@@ -105,11 +105,6 @@ def use_plan(plan: str) -> Iterator[None]:
         os.environ["LSTM_FUSED_CUDA_PLAN"] = before
 
 
-def supported(case: Case) -> bool:
-    """Whether the backend under test has it: the CUDA one has no projection yet."""
-    return not (emulated.running() and case.proj)
-
-
 def short(dtype: torch.dtype) -> str:
     return {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
 
@@ -178,7 +173,7 @@ def table(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
         options = OPTIONS if dtype.itemsize > 2 else SIXTEEN_BIT_OPTIONS
         both = [replace(c, cell=cell) for cell in CELLS for c in SHAPES + options + EXTRAS]
         of_the_lstm = OF_THE_LSTM + PROJECTIONS[:: 1 if dtype.itemsize > 2 else 2]
-        cases += [replace(c, dtype=dtype) for c in [*both, *of_the_lstm] if supported(c)]
+        cases += [replace(c, dtype=dtype) for c in [*both, *of_the_lstm]]
     return cases
 
 

@@ -19,7 +19,12 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 #: Compiled anew for the emulation; all other objects are those of the package.
-OWN = [CSRC / "ops.cpp", CSRC / "cuda" / "layer.cpp", ROOT / "tests" / "emulated_memory.cpp"]
+OWN = [
+    CSRC / "ops.cpp",
+    CSRC / "cuda" / "layer.cpp",
+    CSRC / "cuda" / "steps.cpp",
+    ROOT / "tests" / "emulated_memory.cpp",
+]
 KERNELS = [CSRC / "cuda" / "forward.cu", CSRC / "cuda" / "backward.cu"]
 DEFINES = ["LSTM_FUSED_CUDA", "LSTM_FUSED_CUDA_EMULATED"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import cases
 import pytest
 import torch
 from pairs import CELLS, F64, LAYERS, assert_close, states, tensors
@@ -24,7 +23,6 @@ MODULES: list[tuple[str, dict[str, Any]]] = [
     *((kind, STACKED) for kind in LAYERS),
     ("LSTM", {"proj_size": 3, "bidirectional": True}),
 ]
-MODULES = [(kind, o) for kind, o in MODULES if cases.supported(cases.Case(proj=o.get("proj_size", 0)))]
 each_module = pytest.mark.parametrize(("kind", "options"), MODULES)
 each_kind = pytest.mark.parametrize("kind", LAYERS + CELLS)
 

@@ -63,8 +63,7 @@ FAST_PROJECTIONS = [
 
 
 def for_cells(both: list[Case], projections: list[Case]) -> list[Case]:
-    table = [replace(c, cell=cell) for cell in cases.CELLS for c in both] + projections
-    return [c for c in table if cases.supported(c)]
+    return [replace(c, cell=cell) for cell in cases.CELLS for c in both] + projections
 
 
 @pytest.mark.parametrize("case", for_cells(SLOW, SLOW_PROJECTIONS), ids=lambda c: c.id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cases
 import pytest
 import torch
 from pairs import F64, LAYERS, assert_close, pair, states, tensors
@@ -24,7 +23,6 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((kind, {"num_layers": 2, "bidirectional": True}) for kind in LAYERS),
     ("LSTM", {"num_layers": 2, "bidirectional": True, "batch_first": True, "proj_size": 2}),
 ]
-OPTIONS = [(kind, o) for kind, o in OPTIONS if cases.supported(cases.Case(proj=o.get("proj_size", 0)))]
 each_option = pytest.mark.parametrize(("kind", "options"), OPTIONS)
 
 

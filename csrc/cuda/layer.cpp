@@ -10,6 +10,7 @@
 #include "../cpu/layer.h"
 #include "../row_sums.h"
 #include "kernels.h"
+#include "steps.h"
 #include "stream.h"
 
 namespace lstm_fused::cuda {
@@ -44,32 +45,40 @@ void check_launch(const std::string& error, const char* direction, const LayerSh
               " B=", s.B, " H=", s.H, "): ", error);
 }
 
-void check_supported(const LayerShape& shape) {
-  TORCH_CHECK(!shape.projected, "proj_size: expected none on CUDA in this version, got ", shape.P);
-}
-
-// A packed sequence's steps on the device: [2, T], batch sizes and offsets. Undefined for a padded one.
-at::Tensor sequence_table(const LayerShape& shape, const at::Tensor& input) {
-  if (!shape.batch_sizes) return {};
-  const at::Tensor table = at::empty({2, shape.T}, at::TensorOptions(at::kLong).pinned_memory(input.is_cuda()));
-  auto* const values = table.mutable_data_ptr<std::int64_t>();
-  std::copy_n(shape.batch_sizes, shape.T, values);
-  std::copy_n(shape.offsets.data(), shape.T, values + shape.T);
-  return table.to(input.device(), /*non_blocking=*/true);
-}
-
-Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Tensor& table) {
-  Sequence sequence = {shape.T, shape.B, direction == 1 || shape.reverse, nullptr, nullptr};
-  if (table.defined()) {
-    sequence.batch_sizes = table.const_data_ptr<std::int64_t>();
-    sequence.offsets = sequence.batch_sizes + shape.T;
-  }
-  return sequence;
-}
-
 // Where blocks that have the same rows count themselves in, for each direction.
 at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorOptions& options) {
   return at::zeros({shape.D, (shape.B + plan.rows_per_block - 1) / plan.rows_per_block}, options.dtype(at::kInt));
+}
+
+// Columns of `output` [.., D*P] that are a direction's, as a matrix [N, P].
+at::Tensor of_direction(const LayerShape& shape, const at::Tensor& output, int d) {
+  return output.view({shape.N, shape.D * shape.P}).narrow(1, d * shape.P, shape.P);
+}
+
+// What recurs in a direction. With a projection, h = W_hr m, that is m = o * tanh(c): gates are W x + (U W_hr) m_{t-1},
+// but for the first step, where U h_0 is added to W x instead; so the kernels have one product a step, and h is made of
+// all m at once.
+struct Recurrence {
+  at::Tensor weights;  // [G*H, H]: U or U W_hr
+  at::Tensor h0;       // [B, H], undefined for zero
+  at::Tensor output;   // [N, H]: h or m, a view of the layer's output where it can be
+  at::Tensor h_n;      // [B, H]
+};
+Recurrence recurrence(const LayerShape& shape, int d, const DirectionWeights& w, at::Tensor& input_gates,
+                      const at::Tensor& h0, const at::Tensor& output, const at::Tensor& h_n) {
+  const at::Tensor initial = h0.defined() ? h0[d] : h0;
+  if (!shape.projected) return {w.w_hh.contiguous(), initial, of_direction(shape, output, d), h_n[d]};
+  if (h0.defined() && shape.N > 0)
+    input_gates.index_add_(0, first_rows(shape, d == 1 || shape.reverse, input_gates), initial.mm(w.w_hh.t()));
+  return {w.w_hh.mm(w.w_hr),
+          {},
+          at::empty({shape.N, shape.H}, output.options()),
+          at::empty({shape.B, shape.H}, output.options())};
+}
+void project(const LayerShape& shape, int d, const DirectionWeights& w, const Recurrence& r, const at::Tensor& output,
+             const at::Tensor& h_n) {
+  of_direction(shape, output, d).copy_(r.output.mm(w.w_hr.t()));
+  h_n[d].copy_(r.h_n.mm(w.w_hr.t()));
 }
 
 template <class Storage>
@@ -79,7 +88,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
   const std::int64_t N = shape.N, B = shape.B, H = shape.H, gates = shape.G * H, S = shape.S * H;
   const at::TensorOptions storage = input.options(), compute = storage.dtype(compute_type(input));
   const at::Tensor x = input.reshape({N, shape.I}), table = sequence_table(shape, input);
-  const at::Tensor output = at::empty(shape.output_sizes(), storage), h_n = at::empty({shape.D, B, H}, storage);
+  const at::Tensor output = at::empty(shape.output_sizes(), storage), h_n = at::empty({shape.D, B, shape.P}, storage);
   const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous();
   at::Tensor c;
   if (shape.states == 2)
@@ -95,21 +104,22 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     at::Tensor input_gates = buffer.narrow(1, 0, gates);
     if (shape.bias) at::addmm_out(input_gates, w.b_ih, x, w.w_ih.t());
     else at::mm_out(input_gates, x, w.w_ih.t());
-    const at::Tensor recurrent = w.w_hh.contiguous(), bias = shape.bias ? w.b_hh.contiguous() : at::Tensor();
+    const Recurrence r = recurrence(shape, d, w, input_gates, h0, output, h_n);
+    const at::Tensor bias = shape.bias ? w.b_hh.contiguous() : at::Tensor();
     const at::Tensor cells = save != Save::nothing && shape.states == 2 ? at::empty({N, H}, compute) : at::Tensor();
     ForwardArgs<Storage> a;
     a.sequence = sequence_on_device(shape, d, table);
     a.H = H;
     a.input_gates = data<Storage>(buffer);
     a.input_ld = buffer.size(1);
-    a.recurrent = data<Storage>(recurrent);
+    a.recurrent = data<Storage>(r.weights);
     a.bias_h = data<Storage>(bias);
-    a.h0 = h0.defined() ? data<Storage>(h0) + d * B * H : nullptr;
+    a.h0 = data<Storage>(r.h0);
     a.saved = save == Save::gates ? mutable_data<Storage>(buffer) : nullptr;
     a.cells = mutable_data<Compute>(cells);
-    a.output = mutable_data<Storage>(output) + d * H;
-    a.output_ld = shape.D * H;
-    a.h_n = mutable_data<Storage>(h_n) + d * B * H;
+    a.output = mutable_data<Storage>(r.output);
+    a.output_ld = r.output.stride(0);
+    a.h_n = mutable_data<Storage>(r.h_n);
     a.c = c.defined() ? mutable_data<Compute>(c) + d * B * H : nullptr;
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
@@ -117,6 +127,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
       const std::string error = launch_forward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(input));
       check_launch(error, "forward", shape, plan);
     }
+    if (shape.projected) project(shape, d, w, r, output, h_n);
     if (save == Save::gates) saved.push_back(buffer);
     if (cells.defined()) saved.push_back(cells);
   }
@@ -124,20 +135,6 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
   if (c.defined()) results.push_back(c.to(storage.dtype()));
   results.insert(results.end(), saved.begin(), saved.end());
   return results;
-}
-
-// h_{t-1} of every data row, [N, H].
-at::Tensor previous_states(const LayerShape& shape, bool reverse, const at::Tensor& h, const at::Tensor& h0) {
-  const std::int64_t N = shape.N, B = shape.B;
-  if (!shape.batch_sizes) return reverse ? at::cat({h.narrow(0, B, N - B), h0}) : at::cat({h0, h.narrow(0, 0, N - B)});
-  Tensors parts;
-  for (std::int64_t t = 0; t < shape.T; ++t) {
-    const std::int64_t before = reverse ? t + 1 : t - 1, rows = shape.batch_sizes[t];
-    const std::int64_t known = before < 0 || before == shape.T ? 0 : std::min(rows, shape.batch_sizes[before]);
-    if (known) parts.push_back(h.narrow(0, shape.offsets[before], known));
-    if (known < rows) parts.push_back(h0.narrow(0, known, rows - known));
-  }
-  return at::cat(parts);
 }
 
 // The columns of d_gates [N, S*H] that belong to the rows of U: [N, G*H].
@@ -157,18 +154,16 @@ Tensors with_gates(const LayerShape& shape, const at::Tensor& input, at::TensorL
   step.B = shape.N;
   step.batch_sizes = nullptr;
   step.offsets.clear();
-  const at::Tensor x = input.reshape({1, shape.N, shape.I}), h = output.reshape({shape.N, shape.D * shape.H});
+  const at::Tensor x = input.reshape({1, shape.N, shape.I});
   Tensors saved;
   for (int d = 0; d < shape.D; ++d) {
-    const auto initial = [&](std::size_t i, const at::TensorOptions& options) {
-      return i < states.size() ? states[i][d].to(options.dtype()) : at::zeros({shape.B, shape.H}, options);
+    const auto before = [&](std::size_t i, const at::Tensor& all) {
+      const at::Tensor initial =
+          i < states.size() ? states[i][d].to(all.dtype()) : at::zeros({shape.B, all.size(1)}, all.options());
+      return previous_rows(shape, d == 1 || shape.reverse, all, initial).to(input.scalar_type()).unsqueeze(0);
     };
-    const auto before = [&](const at::Tensor& all, std::size_t i) {
-      const at::Tensor found = previous_states(shape, d == 1 || shape.reverse, all, initial(i, all.options()));
-      return found.to(input.scalar_type()).unsqueeze(0);
-    };
-    Tensors all_before = {before(h.narrow(1, d * shape.H, shape.H), 0)};
-    if (shape.states == 2) all_before.push_back(before(cells[d], 1));
+    Tensors all_before = {before(0, of_direction(shape, output, d))};
+    if (shape.states == 2) all_before.push_back(before(1, cells[d]));
     const std::int64_t each = shape.weights_per_direction();
     const Tensors results = cuda::layer_forward(step, x, all_before, weights.slice(d * each, each), Save::gates);
     saved.push_back(results[1 + shape.states]);
@@ -177,69 +172,121 @@ Tensors with_gates(const LayerShape& shape, const at::Tensor& input, at::TensorL
   return saved;
 }
 
-template <class Storage>
-Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
-                 at::TensorList weights, const at::Tensor& output, at::TensorList saved,
-                 const std::vector<bool>& needed, std::int64_t samples) {
-  using Compute = compute_t<Storage>;
-  const std::int64_t N = shape.N, B = shape.B, H = shape.H, gates = shape.G * H, S = shape.S * H;
-  const at::TensorOptions storage = input.options(), compute = storage.dtype(compute_type(input));
-  const at::Tensor x = input.reshape({N, shape.I}), table = sequence_table(shape, input);
-  const auto state_gradient = [&](std::size_t i) {
-    if (!grads[i].defined()) return at::zeros({shape.D, B, H}, compute);
-    return grads[i].to(compute.dtype(), /*non_blocking=*/false, /*copy=*/true).contiguous();
-  };
-  const at::Tensor dh = state_gradient(1), dc = shape.states == 2 ? state_gradient(2) : at::Tensor();
-  const at::Tensor d_output = grads[0].defined() ? grads[0].contiguous() : at::Tensor();
-  const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous();
-  const at::Tensor c0 = states.size() < 2 ? at::Tensor() : states[1].contiguous();
-  const Plan plan = plan_for<Storage>(shape, true);
-  const at::Tensor arrived = counters(shape, plan, storage);
-  const RowSums sum{samples};
-  Tensors results(needed.size());
-  for (int d = 0; d < shape.D; ++d) {
-    const DirectionWeights w = direction_weights(shape, weights, d);
-    const at::Tensor recurrent = w.w_hh.t().contiguous(), d_gates = at::empty({N, S}, storage);
-    const at::Tensor d_cells = shape.states == 2 ? to_compute(grads[3 + d]) : at::Tensor();
+// One direction in backward.
+struct DirectionGradients {
+  const LayerShape& shape;
+  int d;
+  DirectionWeights w;
+  at::Tensor saved, cells;         // [N, S*H], [N, H]
+  at::Tensor x, output, d_output;  // [N, *]; d_output undefined for zero
+  at::Tensor h0, c0;               // [B, *], undefined for zero
+  at::Tensor dh, dc;               // [B, *]: dL/dh_n and dL/dc_n, in the end dL/dh0 and dL/dc0
+  at::Tensor d_cells;              // [N, H], undefined for zero
+  at::Tensor d_gates;              // [N, S*H]
+
+  bool reverse() const { return d == 1 || shape.reverse; }
+  at::Tensor input_columns() const { return d_gates.narrow(1, 0, shape.G * shape.H); }
+  // What comes to h reaches m = o * tanh(c) through W_hr, see Recurrence.
+  at::Tensor to_hidden(const at::Tensor& d_h) const {
+    return shape.projected && d_h.defined() ? d_h.mm(w.w_hr.to(d_h.dtype())) : d_h;
+  }
+
+  // Starts the kernel, which makes d_gates.
+  template <class Storage>
+  void launch(const Plan& plan, const at::Tensor& table, const at::Tensor& arrived) const {
+    using Compute = compute_t<Storage>;
+    const at::Tensor recurrent = (shape.projected ? w.w_hh.mm(w.w_hr) : w.w_hh).t().contiguous();
+    const at::Tensor d_hidden = to_hidden(d_output), d_last = to_hidden(dh);
     BackwardArgs<Storage> a;
     a.sequence = sequence_on_device(shape, d, table);
-    a.H = H;
+    a.H = shape.H;
     a.recurrent = data<Storage>(recurrent);
-    a.saved = data<Storage>(saved[d * shape.states]);
-    a.cells = shape.states == 2 ? data<Compute>(saved[d * shape.states + 1]) : nullptr;
-    a.output = data<Storage>(output) + d * H;
-    a.output_ld = a.d_output_ld = shape.D * H;
-    a.h0 = h0.defined() ? data<Storage>(h0) + d * B * H : nullptr;
-    a.c0 = c0.defined() ? data<Storage>(c0) + d * B * H : nullptr;
-    a.d_output = d_output.defined() ? data<Storage>(d_output) + d * H : nullptr;
+    a.saved = data<Storage>(saved);
+    a.cells = data<Compute>(cells);
+    a.output = data<Storage>(output);
+    a.output_ld = output.stride(0);
+    a.h0 = data<Storage>(h0);
+    a.c0 = data<Storage>(c0);
+    a.d_output = data<Storage>(d_hidden);
+    a.d_output_ld = d_hidden.defined() ? d_hidden.stride(0) : 0;
     a.d_cells = data<Compute>(d_cells);
-    a.dh = mutable_data<Compute>(dh) + d * B * H;
-    a.dc = dc.defined() ? mutable_data<Compute>(dc) + d * B * H : nullptr;
+    a.dh = mutable_data<Compute>(d_last);
+    a.dc = mutable_data<Compute>(dc);
     a.d_gates = mutable_data<Storage>(d_gates);
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     a.grad_clip = static_cast<Compute>(shape.grad_clip);
-    if (N > 0) {
-      const std::string error = launch_backward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(input));
-      check_launch(error, "backward", shape, plan);
-    }
-    const at::Tensor d_x = d_gates.narrow(1, 0, gates);
-    if (needed[0]) {
-      const at::Tensor d_rows = d_x.matmul(w.w_ih);
-      results[0] = results[0].defined() ? results[0] + d_rows : d_rows;
-    }
-    const std::size_t first = 1 + states.size() + d * shape.weights_per_direction();
-    if (needed[first]) results[first] = sum(d_x, x);
-    if (shape.bias && needed[first + 2]) results[first + 2] = sum(d_x);
-    const bool bias_h = shape.bias && needed[first + 3];
-    if (!needed[first + 1] && !bias_h) continue;
+    check_launch(launch_backward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(x)), "backward", shape,
+                 plan);
+  }
+
+  // Puts the weights' gradients, as far as they are needed, into their places of `results` from `first` on. dh_n: [B,
+  // P].
+  void weights(Tensors& results, const std::vector<bool>& needed, std::size_t first, const at::Tensor& dh_n,
+               const RowSums& sum) const {
+    if (needed[first]) results[first] = sum(input_columns(), x);
     const at::Tensor d_u = recurrent_columns(shape, d_gates);
     if (needed[first + 1]) {
-      const at::Tensor initial = h0.defined() ? h0[d] : at::zeros({B, H}, storage);
-      const at::Tensor h = output.reshape({N, shape.D * H}).narrow(1, d * H, H);
-      results[first + 1] = sum(d_u, N > 0 ? previous_states(shape, a.sequence.reverse, h, initial) : h);
+      const at::Tensor initial = h0.defined() ? h0 : at::zeros({shape.B, shape.P}, x.options());
+      results[first + 1] = sum(d_u, previous_rows(shape, reverse(), output, initial));
     }
-    if (bias_h) results[first + 3] = sum(d_u);
+    if (shape.bias && needed[first + 2]) results[first + 2] = sum(input_columns());
+    if (shape.bias && needed[first + 3]) results[first + 3] = sum(d_u);
+    const std::size_t last = first + shape.weights_per_direction() - 1;
+    if (!shape.projected || !needed[last]) return;
+    // dL/dh of every step: the output's, and through U the next step's, or dL/dh_n.
+    at::Tensor d_h = previous_rows(shape, !reverse(), d_u.mm(w.w_hh), dh_n);
+    if (d_output.defined()) d_h = d_h + d_output;
+    const at::Tensor o = saved.narrow(1, 3 * shape.H, shape.H);
+    results[last] = sum(d_h, o * cells.tanh().to(o.dtype()));
+  }
+};
+
+template <class Storage>
+Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
+                 at::TensorList weights, const at::Tensor& output, at::TensorList saved,
+                 const std::vector<bool>& needed, std::int64_t samples) {
+  const std::int64_t N = shape.N, B = shape.B;
+  const at::TensorOptions storage = input.options(), compute = storage.dtype(compute_type(input));
+  const at::Tensor x = input.reshape({N, shape.I}), table = sequence_table(shape, input);
+  const auto state_gradient = [&](std::size_t i, std::int64_t size) {
+    if (!grads[i].defined()) return at::zeros({shape.D, B, size}, compute);
+    return grads[i].to(compute.dtype(), /*non_blocking=*/false, /*copy=*/true).contiguous();
+  };
+  const bool has_c = shape.states == 2;
+  const at::Tensor dh = state_gradient(1, shape.P), dc = has_c ? state_gradient(2, shape.H) : at::Tensor();
+  const at::Tensor d_output = grads[0].defined() ? grads[0].contiguous() : at::Tensor(), all_h = output.contiguous();
+  const Plan plan = plan_for<Storage>(shape, true);
+  const at::Tensor arrived = counters(shape, plan, storage);
+  Tensors results(needed.size());
+  for (int d = 0; d < shape.D; ++d) {
+    const auto state = [&](std::size_t i) { return i < states.size() ? states[i][d].contiguous() : at::Tensor(); };
+    const DirectionGradients of = {shape,
+                                   d,
+                                   direction_weights(shape, weights, d),
+                                   saved[d * shape.states],
+                                   has_c ? saved[d * shape.states + 1] : at::Tensor(),
+                                   x,
+                                   of_direction(shape, all_h, d),
+                                   d_output.defined() ? of_direction(shape, d_output, d) : at::Tensor(),
+                                   state(0),
+                                   state(1),
+                                   dh[d],
+                                   has_c ? dc[d] : at::Tensor(),
+                                   has_c ? to_compute(grads[3 + d]) : at::Tensor(),
+                                   at::empty({N, shape.S * shape.H}, storage)};
+    const at::Tensor dh_n = shape.projected ? of.dh.to(storage.dtype(), false, /*copy=*/true) : at::Tensor();
+    if (N > 0) of.launch<Storage>(plan, table, arrived);
+    if (needed[0]) {
+      const at::Tensor d_rows = of.input_columns().matmul(of.w.w_ih);
+      results[0] = results[0].defined() ? results[0] + d_rows : d_rows;
+    }
+    const std::size_t first_weight = 1 + states.size() + d * shape.weights_per_direction();
+    of.weights(results, needed, first_weight, dh_n, RowSums{samples});
+    if (shape.projected && N > 0) {  // the first step's h_0 went through U alone
+      const at::Tensor first = of.d_gates.index_select(0, first_rows(shape, of.reverse(), input));
+      of.dh.copy_(first.to(compute.dtype()).mm(of.w.w_hh.to(compute.dtype())));
+    }
   }
   if (needed[0]) results[0] = results[0].reshape(input.sizes());
   if (!states.empty() && needed[1]) results[1] = dh;
@@ -251,7 +298,6 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
 
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                                       at::TensorList weights, Save save) {
-  check_supported(shape);
   const c10::OptionalDeviceGuard guard(input.device());
   return with_storage(input.scalar_type(),
                       [&](auto storage) { return forward<decltype(storage)>(shape, input, states, weights, save); });
@@ -260,7 +306,6 @@ std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor&
 std::vector<at::Tensor> layer_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input,
                                        at::TensorList states, at::TensorList weights, const at::Tensor& output,
                                        at::TensorList saved, const std::vector<bool>& needed, std::int64_t samples) {
-  check_supported(shape);
   const c10::OptionalDeviceGuard guard(input.device());
   if (!gates_saved(shape, saved))
     return cuda::layer_backward(shape, grads, input, states, weights, output,

@@ -97,26 +97,23 @@ std::string Plan::describe() const {
          (tensor ? ", tensor cores" : "");
 }
 
-// See docs/cuda.md for the figures.
+// docs/cuda.md says where the figures come from.
 double step_cycles(const Plan& plan, const Shape& shape, const Device& device, bool backward) {
+  const auto number = [](std::int64_t n) { return static_cast<double>(n); };
   const Product product = product_of(shape, device, backward);
-  const auto rows = static_cast<double>(std::min(plan.rows_per_block, std::max<std::int64_t>(shape.B, 1)));
-  const auto weights =
-      static_cast<double>(divide_up(plan.units_per_block, product.granule()) * product.granule() * product.per_unit);
-  const double columns = static_cast<double>(product.columns), bytes = shape.storage_bytes;
-  const double row_tiles = static_cast<double>(divide_up(static_cast<std::int64_t>(rows), plan.rows));
+  const std::int64_t batch = std::max<std::int64_t>(shape.B, 1), rows = std::min(plan.rows_per_block, batch);
+  const std::int64_t row_tiles = divide_up(rows, plan.rows), granule = product.granule();
+  const double columns = number(product.columns), bytes = shape.storage_bytes;
+  const double weights = number(divide_up(plan.units_per_block, granule) * granule * product.per_unit);
+  const double source = number(rows) * columns * bytes / 64;  // bytes a cycle, from L2
+  const double weights_read = number(row_tiles) * weights * columns * bytes / (plan.resident ? 128 : 64);
   const double multiply_adds = plan.tensor ? 2048 / bytes : 256.0 / shape.compute_bytes;  // a cycle
-  const double source = rows * columns * bytes / 64;
-  const double weights_read = row_tiles * weights * columns * bytes / (plan.resident ? 128 : 64);
-  const double arithmetic = row_tiles * plan.rows * weights * columns / multiply_adds;
-  const double units_at_once = plan.tensor ? threads / 16.0 : warps;
-  const double updates =
-      row_tiles * 200 * static_cast<double>(divide_up(plan.units_per_block, static_cast<std::int64_t>(units_at_once)));
-  const double meeting = plan.kind == Kind::grid ? 1500 : plan.kind == Kind::step ? 5000 : 100;
-  const std::int64_t blocks =
-      divide_up(std::max<std::int64_t>(shape.B, 1), plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
-  const auto waves = static_cast<double>(divide_up(blocks, device.multiprocessors));
-  return waves * (source + std::max(weights_read, arithmetic) + updates) + meeting;
+  const double arithmetic = number(row_tiles * plan.rows) * weights * columns / multiply_adds;
+  const double updates = 200 * number(row_tiles * divide_up(plan.units_per_block, warps * granule));
+  const double meeting = plan.kind == Kind::grid ? 1500 : plan.kind == Kind::step ? 5000 : 100, latency = 500;
+  const std::int64_t blocks = divide_up(batch, plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
+  const double waves = number(divide_up(blocks, device.multiprocessors));
+  return waves * (source + std::max(weights_read, arithmetic) + updates + latency) + meeting;
 }
 
 Plan choose_plan(const Shape& shape, const Device& device, bool backward, const std::string& forced) {
@@ -125,8 +122,11 @@ Plan choose_plan(const Shape& shape, const Device& device, bool backward, const 
   const Product product = product_of(shape, device, backward);
   std::vector<Plan> plans;
   if (forced != "grid" && forced != "step" && (shape.T > 1 || !forced.empty())) {
-    const auto block = [&](bool resident) {
-      return with_layout(Kind::block, 0, shape.H, resident, shape, device, product);
+    const auto block = [&](bool resident) {  // all at the same time, if more rows a block can do that
+      Plan plan = with_layout(Kind::block, 0, shape.H, resident, shape, device, product);
+      plan.rows_per_block *=
+          std::max<std::int64_t>(1, divide_up(divide_up(shape.B, device.multiprocessors), plan.rows));
+      return plan;
     };
     if (const Plan kept = block(true); kept.shared_bytes <= device.shared_per_block) plans.push_back(kept);
     else if (!forced.empty()) plans.push_back(block(false));
