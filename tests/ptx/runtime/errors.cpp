@@ -12,7 +12,8 @@ bool exit_on_fault = false;
 namespace {
 
 cudaError_t last = cudaSuccess, fault_error = cudaSuccess;
-std::string fault_message;
+std::string fault_message;  // of the last fault, which became this error:
+cudaError_t fault_kind = cudaSuccess;
 
 cudaError_t error_of(Kind kind) {
   switch (kind) {
@@ -70,7 +71,7 @@ cudaError_t faulted(const Fault& fault) {
     std::fprintf(stderr, "ptx: %s\n", fault_message.c_str());
     std::_Exit(99);
   }
-  return fault_error = failed(error_of(fault.kind));
+  return fault_error = fault_kind = failed(error_of(fault.kind));
 }
 
 }  // namespace ptx
@@ -81,7 +82,7 @@ const char* ptx_last_fault() { return ptx::fault_message.c_str(); }
 
 void ptx_clear_fault() {
   ptx::fault_message.clear();
-  ptx::fault_error = ptx::last = cudaSuccess;
+  ptx::fault_error = ptx::fault_kind = ptx::last = cudaSuccess;
 }
 
 cudaError_t cudaGetLastError() {
@@ -92,9 +93,13 @@ cudaError_t cudaGetLastError() {
 
 cudaError_t cudaPeekAtLastError() { return ptx::last; }
 
+// With more to say than a device has, where the error is a fault's.
 const char* cudaGetErrorString(cudaError_t error) {
   const ptx::Named* n = ptx::named(error);
-  return n ? n->text : "unrecognized error code";
+  if (error == cudaSuccess || error != ptx::fault_kind) return n ? n->text : "unrecognized error code";
+  static std::string said;
+  said = std::string(n->text) + "\n" + ptx::fault_message;
+  return said.c_str();
 }
 
 const char* cudaGetErrorName(cudaError_t error) {
