@@ -58,6 +58,7 @@ SOURCES = [
     "csrc/checks.cpp",
     "csrc/reference.cpp",
     "csrc/segments.cpp",
+    "csrc/rows.cpp",
     "csrc/cpu/layer_forward.cpp",
     "csrc/cpu/layer_backward.cpp",
     "csrc/cpu/layer_recompute.cpp",

@@ -1,38 +1,27 @@
 #include "autograd.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include "checks.h"
+#include "node.h"
 #include "reference.h"
 
 namespace lstm_fused {
 
 namespace {
 
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
 using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
 using ForwardOp = decltype(forward_autograd);
 using BackwardOp = decltype(backward_autograd);
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 const auto& backward_op() {
   static const auto op = find_op<BackwardOp>("lstm_fused::backward");
   return op;
 }
 
 OptionalTensor optional(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
-
-bool requires_grad(const at::Tensor& t) { return t.defined() && t.requires_grad(); }
-bool has_tangent(const at::Tensor& t) { return t.defined() && t._fw_grad(0).defined(); }
 
 bool any_of(const at::Tensor& input, at::TensorList states, at::TensorList weights,
             bool (*property)(const at::Tensor&)) {
@@ -43,42 +32,13 @@ bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList 
   return at::GradMode::is_enabled() && any_of(input, states, weights, requires_grad);
 }
 
-// What the two nodes share: the call's options, and tensors kept until the graph is released.
-class LayerNode : public Node {
+// What the two nodes share: the call's options.
+class LayerNode : public KeepingNode {
  public:
   std::string cell;
   LayerOptions options;
   std::size_t states = 0, weights = 0;
-  std::vector<SavedVariable> kept;
-
-  void keep(const at::Tensor& tensor, bool is_output = false) { kept.emplace_back(tensor, is_output); }
-  void keep(at::TensorList tensors) {
-    for (const at::Tensor& tensor : tensors) keep(tensor);
-  }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (SavedVariable& variable : kept) variable.reset_data();
-  }
-
- protected:
-  Tensors unpack() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    Tensors tensors;
-    for (const SavedVariable& variable : kept) tensors.push_back(variable.unpack(getptr()));
-    return tensors;
-  }
 };
-
-// Nodes are held by the kind of pointer that this version of torch has for them. Older ones hold them by shared_ptr,
-// with a deleter that takes a long graph down without recursion.
-template <class T>
-auto make_node() {
-  using Pointer = decltype(torch::autograd::Edge::function);
-  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>)
-    return std::shared_ptr<T>(new T(), [](auto* node) { deleteNode(node); });
-  else return c10::make_intrusive<T>();
-}
 
 class LayerBackward : public LayerNode {
  public:

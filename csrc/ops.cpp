@@ -5,8 +5,9 @@
 // (S = 4: i f g o, or r z n and U_n h + b_hn) in the input's dtype and, for the LSTM, c_t [N, H] in float32
 // (float64 for float64 input), which has a derivative of its own; with `recompute` c_t alone. backward with `samples`
 // sums the weights' gradients for each sample apart, [samples, *] each; row b*samples + v belongs to sample v.
-// `reference` is layer out of ATen operations. `segments` is what lengths and resets make of a padded batch.
-// `packed_layer` is layer on weights that `pack` has rearranged; it has no derivative.
+// `reference` is layer out of ATen operations. `segments` is what lengths and resets make of a padded batch;
+// `take_rows` and `put_rows` bring a padded batch there and back. `packed_layer` is layer on weights that `pack` has
+// rearranged; it has no derivative.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -19,6 +20,7 @@
 #include "cuda/layer.h"
 #endif
 #include "reference.h"
+#include "rows.h"
 #include "segments.h"
 
 namespace lstm_fused {
@@ -261,8 +263,10 @@ TORCH_LIBRARY(lstm_fused, m) {
   m.def("packed_layer(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor[] packed, str isa, "
         "Tensor? batch_sizes, bool bidirectional, float? cell_clip=None) -> Tensor[]");
   m.def("step(str cell, Tensor input, Tensor[] states, Tensor[] weights) -> Tensor[]");
-  m.def("segments(Tensor? lengths, Tensor? resets, SymInt steps, SymInt batch, bool batch_first) "
-        "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("segments(Tensor? lengths, Tensor? resets, SymInt steps, SymInt batch, bool batch_first, int layers, "
+        "bool bidirectional) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("take_rows(Tensor[] sources, Tensor rows, SymInt first=0) -> Tensor");
+  m.def("put_rows(Tensor values, Tensor rows, SymInt[] size, SymInt first=0) -> Tensor");
   m.def("isa() -> str", [] { return std::string(active_isa().name); });
   m.def("isas_compiled() -> str[]", compiled_isas);
   m.def("isas_available() -> str[]", available_isas);
@@ -294,18 +298,30 @@ TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("forward", forward_on<OnCpu>);
   m.impl("backward", backward_on<OnCpu>);
   m.impl("segments", cut_segments);
+  m.impl("take_rows", take_rows_cpu);
+  m.impl("put_rows", put_rows_cpu);
   m.impl("pack", pack_cpu);
   m.impl("packed_layer", packed_layer_cpu);
 }
 
 TORCH_LIBRARY_IMPL(lstm_fused, CompositeImplicitAutograd, m) { m.impl("reference", reference_op); }
 
-TORCH_LIBRARY_IMPL(lstm_fused, CompositeExplicitAutograd, m) { m.impl("step", step_as_layer); }
+TORCH_LIBRARY_IMPL(lstm_fused, CompositeExplicitAutograd, m) {
+  m.impl("step", step_as_layer);
+  m.impl("take_rows", take_rows_composite);
+  m.impl("put_rows", put_rows_composite);
+}
 
-// The other ops have their rules for vmap in Python; these two are made of ops that have some.
+// The other ops have their rules for vmap in Python; these are made of ops that have some.
 TORCH_LIBRARY_IMPL(lstm_fused, FuncTorchBatched, m) {
   m.impl("reference", reference_op);
   m.impl("step", step_as_layer);
+  m.impl("take_rows", take_rows_composite);
+  m.impl("put_rows", put_rows_composite);
+}
+TORCH_LIBRARY_IMPL(lstm_fused, Batched, m) {  // the older vmap of is_grads_batched
+  m.impl("take_rows", take_rows_composite);
+  m.impl("put_rows", put_rows_composite);
 }
 
 TORCH_LIBRARY_IMPL(lstm_fused, Autograd, m) {
@@ -313,6 +329,8 @@ TORCH_LIBRARY_IMPL(lstm_fused, Autograd, m) {
   m.impl("forward", forward_autograd);
   m.impl("backward", backward_autograd);
   m.impl("step", step_autograd);
+  m.impl("take_rows", take_rows_autograd);
+  m.impl("put_rows", put_rows_autograd);
 }
 
 }  // namespace lstm_fused

@@ -48,8 +48,8 @@ struct Sequence {
   }
 };
 
-// A worker's part: rows first_row, first_row + row_step, ... and a range of units (and of outputs of the
-// projection), in multiples of the panel widths. `member` tells it from the others that have the same rows.
+// A worker's part: one of every row_step rows, of the first ones number first_row, and a range of units (and of outputs
+// of the projection), in multiples of the panel widths. `member` tells it from the others that have the same rows.
 struct Share {
   int member = 0;
   std::int64_t first_row = 0, row_step = 1;

@@ -24,7 +24,8 @@ void check(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at:
 }  // namespace
 
 BatchOfSegments cut_segments(const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets,
-                             std::int64_t T, std::int64_t B, bool batch_first) {
+                             std::int64_t T, std::int64_t B, bool batch_first, std::int64_t layers,
+                             bool bidirectional) {
   const std::int64_t step = batch_first ? 1 : B, row = batch_first ? T : 1;  // strides
   at::Tensor length_values, reset_values;
   if (lengths) {
@@ -55,10 +56,10 @@ BatchOfSegments cut_segments(const std::optional<at::Tensor>& lengths, const std
   std::stable_sort(segments.begin(), segments.end(),
                    [](const Segment& a, const Segment& b) { return a.length > b.length; });
 
-  const auto S = static_cast<std::int64_t>(segments.size());
+  const std::int64_t S = static_cast<std::int64_t>(segments.size()), K = bidirectional ? 2 * layers : layers;
   const auto options = at::TensorOptions(at::kLong);
   const at::Tensor batch_sizes = at::empty({T}, options), data_rows = at::empty({N}, options),
-                   sources = at::empty({2, S}, options), endings = at::empty({2, B}, options);
+                   sources = at::empty({K, S}, options), endings = at::empty({K, B}, options);
   auto* data_row = data_rows.mutable_data_ptr<std::int64_t>();
   auto* const size = batch_sizes.mutable_data_ptr<std::int64_t>();
   for (std::int64_t t = 0, active = S; t < T; ++t) {
@@ -68,13 +69,16 @@ BatchOfSegments cut_segments(const std::optional<at::Tensor>& lengths, const std
   }
   auto* const source = sources.mutable_data_ptr<std::int64_t>();
   auto* const ending = endings.mutable_data_ptr<std::int64_t>();
-  for (std::int64_t b = 0; b < B; ++b) ending[b] = ending[B + b] = S + b;
-  for (std::int64_t s = 0; s < S; ++s) {
-    const Segment& segment = segments[s];
-    source[s] = segment.from_start && !is_reset(0, segment.row) ? segment.row : B;
-    source[S + s] = segment.to_end ? segment.row : B;
-    if (segment.to_end) ending[segment.row] = s;
-    if (segment.from_start) ending[B + segment.row] = s;
+  for (std::int64_t k = 0; k < K; ++k) {
+    const bool reverse = bidirectional && k % 2 == 1;
+    for (std::int64_t b = 0; b < B; ++b) ending[k * B + b] = K * S + k * B + b;
+    for (std::int64_t s = 0; s < S; ++s) {
+      const auto& [row_of, begin, length, from_start, to_end] = segments[s];
+      const bool starts_row = reverse ? to_end : from_start && !is_reset(0, row_of),
+                 ends_row = reverse ? from_start : to_end;
+      source[k * S + s] = starts_row ? k * B + row_of : K * B + k;
+      if (ends_row) ending[k * B + row_of] = k * S + s;
+    }
   }
   return {batch_sizes, data_rows, sources, endings};
 }

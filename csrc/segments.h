@@ -10,16 +10,18 @@
 
 namespace lstm_fused {
 
-// Of segments sorted by length, the longest first:
+// Of S segments sorted by length, the longest first, for layers and directions, K in all:
 //   batch_sizes [T]: how many are at least t + 1 steps long
 //   data_rows [N]: their steps, as rows of the input seen as a matrix: [T*B, I], or [B*T, I] with batch_first
-//   sources [2, segments]: for either direction the row of hx that a segment starts from; B where a reset precedes it
-//   endings [2, B]: for either direction the segment that ends with the final state of row b; without a step, the
-//     number of segments and b more, for row b of hx
+//   sources [K, S]: where the state comes from that a segment starts in: row k*B + b of hx [K, B, *], or, after a
+//   reset,
+//     row k of the reset states [K, *], which are numbered on from K*B
+//   endings [K, B]: where the final state of row b comes from: row k*S + s of the segments' [K, S, *], or, for a row
+//     without a step, row k*B + b of hx, numbered on from K*S
 using BatchOfSegments = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // lengths: int64 [B] or none; resets: bool [T, B], [B, T] with batch_first, or none.
 BatchOfSegments cut_segments(const std::optional<at::Tensor>& lengths, const std::optional<at::Tensor>& resets,
-                             std::int64_t T, std::int64_t B, bool batch_first);
+                             std::int64_t T, std::int64_t B, bool batch_first, std::int64_t layers, bool bidirectional);
 
 }  // namespace lstm_fused

@@ -49,6 +49,8 @@ _step: Callable[..., list[Tensor]] = torch.ops.lstm_fused.step.default
 _pack: Callable[..., list[Tensor]] = torch.ops.lstm_fused.pack.default
 _packed_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.packed_layer.default
 _segments: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = torch.ops.lstm_fused.segments.default
+_take_rows: Callable[..., Tensor] = torch.ops.lstm_fused.take_rows.default
+_put_rows: Callable[..., Tensor] = torch.ops.lstm_fused.put_rows.default
 
 
 def _fake_forward(
@@ -111,12 +113,14 @@ def _fake_segments(
     steps: int | torch.SymInt,
     batch: int | torch.SymInt,
     batch_first: bool,
+    layers: int,
+    bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = lengths if lengths is not None else resets
     assert given is not None
     context = torch.library.get_ctx()
-    N, S = context.new_dynamic_size(), context.new_dynamic_size()
-    sizes = ((steps,), (N,), (2, S), (2, batch))
+    N, S, K = context.new_dynamic_size(), context.new_dynamic_size(), 2 * layers if bidirectional else layers
+    sizes = ((steps,), (N,), (K, S), (K, batch))
     batch_sizes, data_rows, sources, endings = (given.new_empty(s, dtype=torch.int64) for s in sizes)
     return batch_sizes, data_rows, sources, endings
 
@@ -247,7 +251,7 @@ def packed_layer(
 
 
 def segments(
-    lengths: Tensor | None, resets: Tensor | None, T: int, B: int, batch_first: bool
+    lengths: Tensor | None, resets: Tensor | None, T: int, B: int, batch_first: bool, layers: int, bidirectional: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A padded batch cut into segments, which run as rows of their own: at each row's end and before each reset.
 
@@ -255,13 +259,28 @@ def segments(
         lengths: steps of each row, int64 [B] on the CPU, 0 to T; None is T.
         resets: bool [T, B] ([B, T] if ``batch_first``): before which steps a new segment begins; None is nowhere.
         T, B, batch_first: of the input.
+        layers, bidirectional: of the stack, whose layers and directions are K.
 
     Returns:
-        Of S segments, the longest first: how many are at least t + 1 steps long [T]; their N steps, as rows of the
-        input seen as a matrix [N]; per direction, the row of hx that a segment starts from, B after a reset [2, S]; per
-        direction, the segment that each row's final state comes from, S + b where row b has no step [2, B].
+        Of S segments, the longest first: how many are at least t + 1 steps long [T]. And what ``take_rows`` and
+        ``put_rows`` take as rows: of the input, the segments' N steps [N]; of hx [K, B, *] and then the reset states
+        [K, *], what the segments start from [K, S]; of the segments' final states [K, S, *] and then hx, for rows
+        without a step, the final states of the batch [K, B].
 
     Raises:
         RuntimeError: a tensor of wrong shape, dtype, device or value, by name.
     """
-    return _segments(lengths, resets, T, B, batch_first)
+    return _segments(lengths, resets, T, B, batch_first, layers, bidirectional)
+
+
+def take_rows(sources: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Rows [*rows.shape, C] out of ``sources`` [*, C], whose rows are numbered one source after the other.
+
+    A number that no row has stands for zeros.
+    """
+    return _take_rows(sources, rows)
+
+
+def put_rows(values: Tensor, rows: Tensor, size: Sequence[int]) -> Tensor:
+    """The transpose of ``take_rows``: zeros [*size, C], with ``values`` [*rows.shape, C] added to their rows."""
+    return _put_rows(values, rows, size)

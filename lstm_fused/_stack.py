@@ -147,44 +147,30 @@ def _segments(
             raise _onnx.unsupported("resets", "run the parts between them apart")
         return _batched(cell, input, states, weights, options, batch_first, lengths)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
-    batch_sizes, data_rows, sources, endings = _ops.segments(lengths, resets, T, B, batch_first)
+    batch_sizes, data_rows, sources, endings = _ops.segments(lengths, resets, T, B, batch_first, L, bidirectional)
     traced = torch.compiler.is_compiling()  # then numbers in tensors decide nothing, and shapes come from states
     nothing_cut = not traced and data_rows.shape[0] == T * B and sources.shape[1] == B
     if nothing_cut and (resets is None or not states or not (resets[:, 0] if batch_first else resets[0]).any()):
         return _batched(cell, input, states, weights, options, batch_first)
 
-    D = 2 if bidirectional else 1
-    from_zero = not (states or reset_state or traced)
-    hx = states or _zero_states(cell, input.transpose(0, 1) if batch_first else input, weights, L, bidirectional)
-    initial: Sequence[Tensor] = ()
-    if not from_zero:
-        restart = reset_state or [s.new_zeros(L * D, s.shape[2]) for s in hx]
-        initial = [_take(torch.cat([s, r.unsqueeze(1)], 1), sources, D) for s, r in zip(hx, restart, strict=True)]
-    data = input.flatten(0, 1).index_select(0, data_rows)
-    rows, final = _layers(cell, data, initial, weights, batch_sizes, options)
-    if lengths is not None:  # a row without a step ends as it began
-        final = [torch.cat([f, s.to(f.dtype)], 1) for f, s in zip(final, hx, strict=True)]
+    if not states and (reset_state or traced):
+        states = _zero_states(cell, input.transpose(0, 1) if batch_first else input, weights, L, bidirectional)
+    starts = zip(states, reset_state, strict=True) if reset_state else zip(states)
+    initial = [_ops.take_rows(s, sources) for s in starts]
+    rows, final = _layers(cell, _ops.take_rows([input], data_rows), initial, weights, batch_sizes, options)
 
     def padded(row: Tensor) -> Tensor:
-        sizes = (T * B, *row.shape[1:])
-        empty = row.new_empty(sizes) if lengths is None else row.new_zeros(sizes)
-        return empty.index_copy_(0, data_rows, row).view(*input.shape[:2], *row.shape[1:])
+        return _ops.put_rows(row.flatten(1), data_rows, input.shape[:2]).view(*input.shape[:2], *row.shape[1:])
 
-    return [padded(r) for r in rows], [_take(f, endings, D) for f in final]
+    before = [s.to(f.dtype) for s, f in zip(states, final, strict=True)] if states and lengths is not None else ()
+    ends = zip(final, before, strict=True) if before else zip(final)  # a row without a step ends as it began
+    return [padded(r) for r in rows], [_ops.take_rows(e, endings) for e in ends]
 
 
 def _zero_states(cell: str, x: Tensor, weights: Sequence[Tensor], L: int, bidirectional: bool) -> Sequence[Tensor]:
     """hx for x [T, B, I]."""
     sizes = (weights[1].shape[1], weights[1].shape[0] // _ops.GATES[cell])[: 2 if cell == "lstm" else 1]
     return [x.new_zeros(2 * L if bidirectional else L, x.shape[1], size) for size in sizes]
-
-
-def _take(states: Tensor, rows: Tensor, D: int) -> Tensor:
-    """Of ``states`` [L*D, *, size] the rows [2, *] of each direction."""
-    if D == 1:
-        return states.index_select(1, rows[0])
-    forward, reverse = (states[d::2].index_select(1, rows[d]) for d in range(2))
-    return torch.stack([forward, reverse], 1).flatten(0, 1)
 
 
 def _layers(

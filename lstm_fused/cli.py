@@ -145,6 +145,9 @@ def bench(
     isa: Annotated[str, typer.Option(help="Force an instruction set: scalar, avx2, avx512.")] = "",
     peer: Annotated[list[Peer] | None, typer.Option(help="Another runtime beside torch. Repeatable.")] = None,
     contended: Annotated[bool, typer.Option("--contended", help="Add rows beside a busy process.")] = False,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Add rows with lengths, resets, torch.compile, beside a plain run.")
+    ] = False,
     budget: Annotated[float | None, typer.Option(min=0.01, help="Seconds a row at most.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line a row to this file.")] = None,
@@ -171,6 +174,7 @@ def bench(
             peers=tuple(p.value for p in peer or []),
             budget=budget or usual_budget,
             contended=contended,
+            variants=variants,
         )
         for path in (json, csv, plot):
             if path is not None and not path.absolute().parent.is_dir():
@@ -193,11 +197,13 @@ def run_with_progress(settings: Settings, console: Console) -> Report:
     from lstm_fused.bench.contended import contended_cases
     from lstm_fused.bench.report import Row
     from lstm_fused.bench.table import floor_table, row_line
+    from lstm_fused.bench.variants import variant_cases, variant_rows
 
     with console.status("measuring this machine's floor") if console.is_terminal else nullcontext():
         report = run.start(settings)
     console.print(floor_table(report))
     extra = len(contended_cases(tuple({c.cell for c in settings.cases}), settings.modes)) * settings.contended
+    extra += len(variant_cases(settings)) * settings.variants
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("warming up", total=settings.total + extra)
@@ -216,13 +222,19 @@ def run_with_progress(settings: Settings, console: Console) -> Report:
                 for row in run.contended_rows(settings):
                     report.contended.append(row)
                     progress.update(task, advance=1, description=f"contended: {row.case.name}")
+            for several in variant_rows(settings) if settings.variants else ():
+                if isinstance(several, list):
+                    report.variants += several
+                else:
+                    report.failures.append(several)
+                progress.update(task, advance=1, description="variants")
         except KeyboardInterrupt:
             report.complete = False
     return report
 
 
 def show(report: Report, console: Console) -> None:
-    """Prints rows, contended rows, failures and targets."""
+    """Prints rows, contended rows, variants, failures and targets."""
     from lstm_fused.bench import table
 
     if report.rows:
@@ -231,6 +243,8 @@ def show(report: Report, console: Console) -> None:
         console.print(remark, highlight=False, markup=False)
     if report.contended:
         console.print(table.contended_table(report))
+    if report.variants:
+        console.print(table.variants_table(report))
     for failure in report.failures:
         text = f"failed: {failure.case.name}, {failure.mode}: {failure.error}"
         console.print(text, style="red", highlight=False, markup=False)

@@ -26,6 +26,7 @@ from lstm_fused.bench.report import (
     PeerResult,
     Report,
     Row,
+    VariantRow,
     load_json,
     merge,
     save_csv,
@@ -83,6 +84,9 @@ def example_report() -> Report:
         rows,
         failures=[Failure(rows[0].case, "training", "boom")],
         contended=[beside],
+        variants=[
+            VariantRow(rows[1].case, "training", "resets", timing, dataclasses.replace(timing, median=3e-3), 1.05)
+        ],
         settings={"budget": 1.0},
     )
 
@@ -93,6 +97,9 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert load_json(tmp_path / "run.json") == report
     plain = json.loads((tmp_path / "run.json").read_text())
     assert plain["rows"][0]["ratio"] == pytest.approx(8.0)
+    del plain["variants"]  # as before there were any
+    (tmp_path / "older.json").write_text(json.dumps(plain))
+    assert load_json(tmp_path / "older.json") == dataclasses.replace(report, variants=[])
     plain["schema"] = 99
     (tmp_path / "other.json").write_text(json.dumps(plain))
     with pytest.raises(ValueError, match="expected schema 1, got 99"):
@@ -150,7 +157,7 @@ def test_targets() -> None:
 def test_tables_and_plot(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
     report = example_report()
-    for made in (table.floor_table, table.rows_table, table.contended_table, table.targets_table):
+    for made in (table.floor_table, table.rows_table, table.contended_table, table.variants_table, table.targets_table):
         console.print(made(report))
     text = console.export_text()
     for expected in (
@@ -160,6 +167,8 @@ def test_tables_and_plot(tmp_path: Path) -> None:
         "LSTM 100x32 256>256 packed",
         "missed",
         "20%",
+        "resets",
+        "1.50",
     ):
         assert expected in text
     plot(report, tmp_path / "run.png")

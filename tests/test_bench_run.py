@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lstm_fused.bench import contended, machine, peers, run, workload
+from lstm_fused.bench import contended, machine, peers, run, variants, workload
 from lstm_fused.bench.cases import Case, parse_case, parse_grid
 from lstm_fused.bench.floor import Floor
 from lstm_fused.bench.machine import Caches
@@ -169,3 +169,24 @@ def test_contended_cases_follow_cells_and_modes() -> None:
     found = contended.contended_cases(("gru",), ("inference", "training"))
     assert {case.cell for case, _ in found} == {"gru"}
     assert [mode for _, mode in found].count("training") == 1
+
+
+def test_variants_beside_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "VARIANTS", "6,2,8,8\n6,2,8,8 bidirectional")
+    settings = run.Settings((parse_case("1,1,4,4", "gru"),), ("inference", "training"), threads=1, budget=0.1)
+    found = [row for rows in variants.variant_rows(settings) if isinstance(rows, list) for row in rows]
+    names = ("lengths", "PackedSequence", "resets", "torch.compile")
+    assert [(row.case.directions, row.mode, row.variant) for row in found] == [
+        (D, mode, name) for D in (1, 2) for mode in settings.modes for name in names
+    ]
+    assert all(row.case.cell == "gru" and row.ratio > 0 for row in found)
+    tokens = sum(parse_case("6,2,8,8 packed", "gru").lengths)
+    assert [row.allowed for row in found[:4]] == [pytest.approx(1.15 * tokens / 12 + 0.1)] * 2 + [1.05, 0.0]
+
+
+def test_variants_that_fail_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "VARIANTS", "6,2,8,8")
+    monkeypatch.setattr(variants, "measure", lambda *_: 1 / 0)
+    settings = run.Settings((parse_case("1,1,4,4", "gru"),), ("training",))
+    (failure,) = variants.variant_rows(settings)
+    assert isinstance(failure, Failure) and failure.error.startswith("ZeroDivisionError")

@@ -199,7 +199,7 @@ def test_compile_sees_one_graph(kind: str, options: dict[str, Any]) -> None:
 
 def test_opcheck() -> None:
     for lengths, resets in ((LENGTHS, None), (None, RESETS), (LENGTHS, RESETS)):
-        torch.library.opcheck(torch.ops.lstm_fused.segments.default, (lengths, resets, T, B, False))
+        torch.library.opcheck(torch.ops.lstm_fused.segments.default, (lengths, resets, T, B, False, 2, True))
 
 
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [

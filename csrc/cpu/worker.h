@@ -17,11 +17,15 @@ class Worker {
   bool start() { return carry_on(barrier.left_alone()); }
   bool meet() { return carry_on(barrier.wait(share.member)); }
 
-  // This worker's rows among the first `all`.
+  // This worker's rows among the first `all`. Rows are dealt to and fro, 0 1 2 2 1 0 0 1 2 ...: packed ones come with
+  // the longest first, and so everyone gets about as many steps.
   std::int64_t my_rows(std::int64_t all) const {
-    return std::max<std::int64_t>(0, (all - share.first_row + share.row_step - 1) / share.row_step);
+    const std::int64_t rounds = all / share.row_step;
+    return rounds + (row(rounds) < all);
   }
-  std::int64_t row(std::int64_t j) const { return share.first_row + j * share.row_step; }
+  std::int64_t row(std::int64_t j) const {
+    return j * share.row_step + (j % 2 ? share.row_step - 1 - share.first_row : share.first_row);
+  }
 
   Share share;
 

@@ -77,6 +77,15 @@ CONTENDED = """
 50,16,512,512
 """
 
+#: What --variants runs with lengths, resets and torch.compile.
+VARIANTS = """
+100,8,64,64
+100,16,128,128
+100,32,256,256
+50,64,512,512
+100,8,128,128 bidirectional layers=2
+"""
+
 
 @dataclass(frozen=True)
 class Case:

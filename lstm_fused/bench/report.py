@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lstm_fused.bench.cases import Case
 from lstm_fused.bench.floor import Bound, Floor
@@ -89,6 +89,28 @@ class ContendedRow:
         return max(times[name] for times in self.busy.values()) / self.quiet[name]
 
 
+@dataclass(frozen=True)
+class VariantRow:
+    """A plain run of our layer, and another one with lengths, resets or torch.compile."""
+
+    case: Case
+    mode: str
+    variant: str
+    plain: Timing
+    timing: Timing
+    allowed: float  # the most that `ratio` may be; 0: no bound
+
+    @property
+    def ratio(self) -> float:
+        """The variant's median over that of the plain run."""
+        return self.timing.median / self.plain.median
+
+    @property
+    def key(self) -> tuple[Case, str, str]:
+        """What identifies the row among several runs."""
+        return self.case, self.mode, self.variant
+
+
 @dataclass
 class Report:
     """One run, or the medians of several."""
@@ -98,6 +120,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     contended: list[ContendedRow] = field(default_factory=list)
+    variants: list[VariantRow] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     runs: int = 1
     complete: bool = True
@@ -129,6 +152,12 @@ def from_dict(plain: dict[str, Any]) -> Report:
         contended=[
             ContendedRow(Case(**e["case"]), e["mode"], e["quiet"], {int(core): t for core, t in e["busy"].items()})
             for e in plain["contended"]
+        ],
+        variants=[
+            VariantRow(
+                **{**e, "case": Case(**e["case"]), "plain": Timing(**e["plain"]), "timing": Timing(**e["timing"])}
+            )
+            for e in plain.get("variants", ())  # reports of before have none
         ],
         settings=plain["settings"],
         runs=plain["runs"],
@@ -213,21 +242,30 @@ def merge(reports: Iterable[Report]) -> Report:
     reports = list(reports)
     if not reports:
         raise ValueError("reports: expected at least one")
-    rows = []
-    for first in reports[0].rows:
-        found = [row for report in reports for row in report.rows if row.key == first.key]
-        if len(found) == len(reports):
-            rows.append(sorted(found, key=lambda row: row.ratio)[(len(found) - 1) // 2])
     return Report(
         machine=reports[0].machine,
         floor=reports[0].floor,
-        rows=rows,
+        rows=merge_rows([report.rows for report in reports]),
         failures=[failure for report in reports for failure in report.failures],
         contended=merge_contended([row for report in reports for row in report.contended]),
+        variants=merge_rows([report.variants for report in reports]),
         settings=reports[0].settings,
         runs=sum(report.runs for report in reports),
         complete=all(report.complete for report in reports),
     )
+
+
+AnyRow = TypeVar("AnyRow", Row, VariantRow)
+
+
+def merge_rows(runs: list[list[AnyRow]]) -> list[AnyRow]:
+    """Of each row that every run has, the one whose ratio is the median."""
+    merged = []
+    for first in runs[0]:
+        found = [row for rows in runs for row in rows if row.key == first.key]
+        if len(found) == len(runs):
+            merged.append(sorted(found, key=lambda row: row.ratio)[(len(found) - 1) // 2])
+    return merged
 
 
 def merge_contended(rows: list[ContendedRow]) -> list[ContendedRow]:

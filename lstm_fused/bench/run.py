@@ -37,11 +37,12 @@ class Settings:
     peers: tuple[str, ...] = ()
     budget: float = 4.0  # seconds a row
     contended: bool = False
+    variants: bool = False
     floor_seconds: float = 0.0  # 0: FLOOR_SECONDS
 
     @property
     def total(self) -> int:
-        """Rows that a whole run has, contended ones apart."""
+        """Rows that a whole run has, contended ones and variants apart."""
         return len(self.cases) * len(self.modes)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark on the terminal: floor, rows, contended rows, targets."""
+"""The benchmark on the terminal: floor, rows, contended rows, variants, targets."""
 
 from __future__ import annotations
 
@@ -134,6 +134,25 @@ def contended_table(report: Report) -> Table:
             busy = ", ".join(f"{core}: {seconds(times[name])}" for core, times in sorted(row.busy.items()))
             label = f"{row.case.name}, {row.mode}" if index == 0 else ""
             table.add_row(label, name, seconds(row.quiet[name]), busy, f"{row.slowdown(name):.1f}x")
+    return table
+
+
+def variants_table(report: Report) -> Table:
+    """What lengths, resets and torch.compile take, as parts of a plain run."""
+    table = Table(
+        title="lstm_fused beside its own plain run on the padded batch",
+        caption="lengths uniform in 1..T; resets before 2% of the steps; ratio = variant / plain",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("TxB I>H", "mode", "variant"):
+        table.add_column(name, no_wrap=True)
+    for name in ("plain", "time", "ratio", "allowed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report.variants:
+        style = "red" if row.allowed and row.ratio > 1.03 * row.allowed else ""
+        ratio, most = Text(f"{row.ratio:.2f}", style=style), f"{row.allowed:.2f}" if row.allowed else "-"
+        table.add_row(row.case.name, row.mode, row.variant, timed(row.plain), timed(row.timing), ratio, most)
     return table
 
 

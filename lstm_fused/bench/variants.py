@@ -1,0 +1,83 @@
+"""Our layer beside itself: rows of different lengths, resets and torch.compile, each against a plain run in eager mode.
+
+The plain run is over the whole padded batch. Lengths are uniform in 1..T, a reset comes before 2 per cent of the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lstm_fused.bench.cases import VARIANTS, Case, parse_grid
+from lstm_fused.bench.measure import interleave
+from lstm_fused.bench.report import Failure, VariantRow
+from lstm_fused.bench.run import Settings
+from lstm_fused.bench.workload import Workload, build, fused_library, make_inputs
+
+#: Part of the steps that a reset comes before.
+RESETS = 0.02
+
+
+class Given(nn.Module):
+    """A layer with keyword arguments that stay the same."""
+
+    def __init__(self, layer: Callable[..., Any], **keywords: Any) -> None:
+        super().__init__()
+        self.layer, self.keywords = layer, keywords
+
+    def forward(self, x: Any) -> Any:
+        """The layer's results."""
+        return self.layer(x, **self.keywords)
+
+
+def allowed(variant: str, case: Case) -> float:
+    """The most that a variant may take, in plain runs; 0: no bound. Of fewer steps that is nearly their share."""
+    if variant in ("lengths", "PackedSequence"):
+        return 1.15 * replace(case, packed=True).tokens / case.tokens + 0.10
+    return 1.05 if variant == "resets" else 0.0
+
+
+def workloads(case: Case, mode: str, dtype: torch.dtype) -> dict[str, Workload]:
+    """ "plain" and every variant, on one layer."""
+    torch.manual_seed(0)
+    layer = build(fused_library(), case, dtype)
+    packed = replace(case, packed=True)
+    resets = torch.rand(case.T, case.B, generator=torch.Generator().manual_seed(0)) < RESETS
+    padded_input = make_inputs(case, dtype)
+    modules = {
+        "plain": Given(layer),
+        "lengths": Given(layer, lengths=torch.tensor(packed.lengths)),
+        "PackedSequence": Given(layer),
+        "resets": Given(layer, resets=resets),
+        "torch.compile": Given(torch.compile(layer)),
+    }
+    inputs = {"PackedSequence": make_inputs(packed, dtype)}
+    return {name: Workload(case, mode, module, inputs.get(name, padded_input)) for name, module in modules.items()}
+
+
+def measure(case: Case, mode: str, dtype: torch.dtype, budget: float) -> list[VariantRow]:
+    """Times the plain run and every variant in turn."""
+    works = workloads(case, mode, dtype)
+    with works["plain"].context():
+        timings = interleave({name: work.call for name, work in works.items()}, budget)
+    plain = timings.pop("plain")
+    return [VariantRow(case, mode, name, plain, timing, allowed(name, case)) for name, timing in timings.items()]
+
+
+def variant_cases(settings: Settings) -> list[tuple[Case, str]]:
+    """The shapes that variants are measured on, for the cells and modes of `settings`."""
+    cells = tuple(dict.fromkeys(case.cell for case in settings.cases))
+    return [(case, mode) for case in parse_grid(VARIANTS, cells) for mode in settings.modes]
+
+
+def variant_rows(settings: Settings) -> Iterator[list[VariantRow] | Failure]:
+    """The variants of each shape in turn. A layer that raises gives a Failure, and the run goes on."""
+    for case, mode in variant_cases(settings):
+        try:
+            yield measure(case, mode, getattr(torch, settings.dtype), settings.budget)
+        except Exception as error:
+            yield Failure(case, mode, f"{type(error).__name__}: {error}")
