@@ -57,7 +57,7 @@ std::vector<Size> with_columns(c10::ArrayRef<Size> outer, Size columns) {
 // Calls move(begin, end) for parts of `count` rows, on as many threads as moving them is worth.
 template <class Move>
 void move_rows(std::int64_t count, std::size_t row_bytes, Move move) {
-  constexpr std::int64_t least_bytes = 64 << 10;  // a few microseconds' work, as much as waking a thread takes
+  constexpr std::int64_t least_bytes = 128 << 10;  // some microseconds' work, more than waking a thread takes
   const std::int64_t most = std::max<std::int64_t>(1, count * static_cast<std::int64_t>(row_bytes) / least_bytes);
   const int threads = contended() ? 1 : static_cast<int>(std::min<std::int64_t>(most, usable_threads()));
   run_team(threads, [&](std::int64_t member, std::int64_t members) {
@@ -169,7 +169,8 @@ at::Tensor put_rows_composite(const at::Tensor& values, const at::Tensor& rows, 
   check_put(values, rows, size);
   const c10::SymInt C = values.sym_size(-1), R = c10::multiply_integers(size);
   const at::Tensor index = index_of(rows, R, first, values.device());
-  const at::Tensor sums = values.new_zeros_symint({R + 1, C}).index_add(0, index, values.reshape_symint({rows.sym_numel(), C}));
+  const at::Tensor sums =
+      values.new_zeros_symint({R + 1, C}).index_add(0, index, values.reshape_symint({rows.sym_numel(), C}));
   return sums.narrow_symint(0, 0, R).view_symint(with_columns(size, C));
 }
 

@@ -160,7 +160,9 @@ def _segments(
     rows, final = _layers(cell, _ops.take_rows([input], data_rows), initial, weights, batch_sizes, options)
 
     def padded(row: Tensor) -> Tensor:
-        return _ops.put_rows(row.flatten(1), data_rows, input.shape[:2]).view(*input.shape[:2], *row.shape[1:])
+        if row.dim() == 2:
+            return _ops.put_rows(row, data_rows, input.shape[:2])
+        return padded(row.flatten(1)).view(*input.shape[:2], *row.shape[1:])
 
     before = [s.to(f.dtype) for s, f in zip(states, final, strict=True)] if states and lengths is not None else ()
     ends = zip(final, before, strict=True) if before else zip(final)  # a row without a step ends as it began
