@@ -209,7 +209,8 @@ std::vector<at::Tensor> layer_autograd(const std::string& cell, const at::Tensor
                                        bool recompute) {
   TORCH_CHECK(input.defined(), "input: expected a tensor, got none");
   // Checked here because a tensor on another device would already have chosen another kernel.
-  TORCH_CHECK(!batch_sizes.has_value() || !batch_sizes->defined() || batch_sizes->device().is_cpu(),
+  TORCH_CHECK(!batch_sizes.has_value() || !batch_sizes->defined() || batch_sizes->device().is_cpu() ||
+                  batch_sizes->scalar_type() == at::kInt,
               "batch_sizes: expected a CPU tensor, got one on ", batch_sizes->device());
   if (is_differentiated(input, states, weights)) {
     Tensors results =

@@ -33,6 +33,22 @@ void check_sizes(const Name& name, const at::Tensor& tensor, at::IntArrayRef exp
               tensor.sizes());
 }
 
+// Batch sizes that stay on the device: N is how many data rows there are room for, and B the states' business.
+void check_device_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, at::TensorList states,
+                              LayerShape& shape) {
+  TORCH_CHECK(batch_sizes.device() == input.device(), "batch_sizes: expected device ", input.device(),
+              " as input's for dtype Int, got ", batch_sizes.device());
+  TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.size(0) > 0, "batch_sizes: expected shape [T] with T > 0, got ",
+              batch_sizes.sizes());
+  TORCH_CHECK(input.dim() == 2, "input: expected packed data [N, I] beside batch_sizes, got ", input.sizes());
+  TORCH_CHECK(!states.empty() && states[0].defined() && states[0].dim() == 3,
+              "states: expected tensors beside batch_sizes of dtype Int, got none");
+  shape.device_batch_sizes = batch_sizes;
+  shape.T = batch_sizes.size(0);
+  shape.B = states[0].size(1);
+  shape.N = input.size(0);
+}
+
 void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, LayerShape& shape) {
   TORCH_CHECK(batch_sizes.device().is_cpu(), "batch_sizes: expected a CPU tensor, got one on ", batch_sizes.device());
   TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "batch_sizes: expected dtype Long, got ",
@@ -109,7 +125,7 @@ CellInfo find_cell(const std::string& name) {
 }
 
 std::vector<std::int64_t> LayerShape::output_sizes() const {
-  if (batch_sizes) return {N, D * P};
+  if (packed()) return {N, D * P};
   return {T, B, D * P};
 }
 
@@ -132,7 +148,8 @@ LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::Ten
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
               "input: expected dtype Float, Double, BFloat16 or Half, got ", dtype);
   if (batch_sizes.has_value() && batch_sizes->defined()) {
-    check_batch_sizes(*batch_sizes, input, shape);
+    if (batch_sizes->scalar_type() == at::kInt) check_device_batch_sizes(*batch_sizes, input, states, shape);
+    else check_batch_sizes(*batch_sizes, input, shape);
   } else {
     TORCH_CHECK(input.dim() == 3, "input: expected shape [T, B, I], got ", input.sizes());
     shape.T = input.size(0);

@@ -52,7 +52,9 @@ struct LayerShape {
   const std::int64_t* batch_sizes = nullptr;  // [T], owned by the caller's tensor, or by:
   std::shared_ptr<const std::vector<std::int64_t>> unwrapped_batch_sizes;
   std::vector<std::int64_t> offsets;          // [T] for packed data, else empty
+  at::Tensor device_batch_sizes;              // int32 [T] in their place, whose values the host does not know
 
+  bool packed() const { return batch_sizes || device_batch_sizes.defined(); }
   int weights_per_direction() const { return 2 + (bias ? 2 : 0) + (projected ? 1 : 0); }
   std::vector<std::int64_t> output_sizes() const;  // [T, B, D*P], or [N, D*P] for packed data
 };

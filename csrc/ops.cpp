@@ -30,10 +30,15 @@ namespace {
 using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
 
+void check_batch_sizes_known(const LayerShape& shape) {
+  TORCH_CHECK(!shape.device_batch_sizes.defined(), "batch_sizes: expected dtype Long, got Int");
+}
+
 // The host code for a kind of device, as the operators call it.
 struct Cpu {
   static Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                          at::TensorList weights, Save save) {
+    check_batch_sizes_known(shape);
     return layer_forward(shape, input, states, weights, save);
   }
   static Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
@@ -102,6 +107,7 @@ Tensors packed_layer_cpu(const std::string& cell, const at::Tensor& input, at::T
   TORCH_CHECK(isa == active_isa().name, "packed: expected weights packed for ", active_isa().name,
               ", the active instruction set, got ones for ", isa);
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, {bidirectional, cell_clip});
+  check_batch_sizes_known(shape);
   TORCH_CHECK(!packed.empty(), "packed: expected weights packed by pack, got none");
   return layer_forward(shape, input, states, weights, Save::nothing, packed);
 }

@@ -237,6 +237,12 @@ Tensors backward(const LayerShape& shape, const BackwardCall& call) {
   return results;
 }
 
+// A loop over steps has to know them.
+void check_batch_sizes_known(const LayerShape& shape) {
+  TORCH_CHECK(!shape.device_batch_sizes.defined(),
+              "batch_sizes: expected dtype Long, got Int: second derivatives and forward mode need lengths on the CPU");
+}
+
 }  // namespace
 
 std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tensor& input, at::TensorList states,
@@ -244,6 +250,7 @@ std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tenso
                                         const LayerOptions& options) {
   const NoAutocast no_autocast;
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options);
+  check_batch_sizes_known(shape);
   Tensors results;
   host::with_cell(cell, [&](auto cell) { results = layer<decltype(cell)>(shape, input, states, weights); });
   return results;
@@ -253,6 +260,7 @@ std::vector<at::Tensor> reference_backward(const BackwardCall& call) {
   const NoAutocast no_autocast;
   const LayerShape shape =
       check_layer(call.cell, call.input, call.states, call.weights, call.batch_sizes, call.options);
+  check_batch_sizes_known(shape);
   const std::size_t grads = 1 + shape.states + (shape.states - 1) * shape.D;
   TORCH_CHECK(call.grads.size() == grads && call.needed.size() == 1 + call.states.size() + call.weights.size(),
               "lstm_fused::backward: expected ", grads, " grads and ", 1 + call.states.size() + call.weights.size(),

@@ -14,7 +14,7 @@ from torch._C import _is_any_autocast_enabled
 from torch.nn.functional import dropout as zero_elements
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _checks, _onnx, _ops
+from . import _checks, _device, _onnx, _ops
 
 
 class Packed(NamedTuple):
@@ -147,8 +147,13 @@ def _segments(
             raise _onnx.unsupported("resets", "run the parts between them apart")
         return _batched(cell, input, states, weights, options, batch_first, lengths)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
-    batch_sizes, data_rows, sources, endings = _ops.segments(lengths, resets, T, B, batch_first, L, bidirectional)
-    traced = torch.compiler.is_compiling()  # then numbers in tensors decide nothing, and shapes come from states
+    if lengths is not None and resets is None and stays_on_device(lengths):
+        batch_sizes, data_rows, sources, endings = _device.segments(lengths, T, B, batch_first, L, bidirectional)
+        traced = True
+    else:
+        cut = _ops.segments(_host(lengths), _host(resets), T, B, batch_first, L, bidirectional)
+        batch_sizes, (data_rows, sources, endings) = cut[0], (t.to(input.device, non_blocking=True) for t in cut[1:])
+        traced = torch.compiler.is_compiling()  # then numbers in tensors decide nothing, and shapes come from states
     nothing_cut = not traced and data_rows.shape[0] == T * B and sources.shape[1] == B
     if nothing_cut and (resets is None or not states or not (resets[:, 0] if batch_first else resets[0]).any()):
         return _batched(cell, input, states, weights, options, batch_first)
@@ -167,6 +172,15 @@ def _segments(
     before = [s.to(f.dtype) for s, f in zip(states, final, strict=True)] if states and lengths is not None else ()
     ends = zip(final, before, strict=True) if before else zip(final)  # a row without a step ends as it began
     return [padded(r) for r in rows], [_ops.take_rows(e, endings) for e in ends]
+
+
+def _host(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
+
+
+def stays_on_device(lengths: Tensor) -> bool:
+    """Whether their values are left where they are, and nothing waits for them."""
+    return lengths.device.type == "cuda" and not torch._C._are_functorch_transforms_active()
 
 
 def _zero_states(cell: str, x: Tensor, weights: Sequence[Tensor], L: int, bidirectional: bool) -> Sequence[Tensor]:

@@ -61,9 +61,11 @@ def lstm(
         num_layers: L; the output of a layer is the input of the next.
         dropout: probability with which an element between two layers is zeroed, if ``training``.
         bidirectional: each layer runs both ways, its outputs side by side.
-        lengths: int64 [B] on the CPU, 0 to T, in any order: row b has lengths[b] steps. Its output beyond them is zero,
-            its final state that of its last step (without a step: its initial one), where the reverse direction begins.
-            Nothing is computed for the padding and no value in it, NaN included, reaches a result or a gradient.
+        lengths: int64 [B], 0 to T, in any order: row b has lengths[b] steps. Its output beyond them is zero, its final
+            state that of its last step (without a step: its initial one), where the reverse direction begins. Nothing
+            is computed for the padding and no value in it, NaN included, reaches a result or a gradient. On a CUDA
+            device the values stay there, nothing waits for them, and they are clamped (LSTM_FUSED_CHECK=1: checked);
+            products over all steps then take the padding's time, too, and second derivatives need lengths on the CPU.
         resets: bool [T, B] ([B, T] if ``batch_first``), the episode or document boundaries: where true, the row's state
             is set back before that step, and no gradient crosses. The reverse direction is set back between the same
             steps. resets[0] discards ``hx``; those past a row's length are ignored.

@@ -31,6 +31,7 @@ def environment() -> dict[str, str]:
         ("test_segments.py", "parts_run_apart"),
         ("test_vmap.py", "per_sample"),
         ("test_cuda_tf32.py", "tf32"),
+        ("test_cuda_lengths.py", "test"),
     ],
 )
 def test_suite(environment: dict[str, str], file: str, chosen: str) -> None:

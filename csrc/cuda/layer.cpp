@@ -50,6 +50,11 @@ at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorO
   return at::zeros({shape.D, (shape.B + plan.rows_per_block - 1) / plan.rows_per_block}, options.dtype(at::kInt));
 }
 
+// Room for data rows. Where the host does not know how many there are, those beyond them count as zeros in products.
+at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return shape.device_batch_sizes.defined() ? at::zeros(sizes, options) : at::empty(sizes, options);
+}
+
 // Columns of `output` [.., D*P] that are a direction's, as a matrix [N, P].
 at::Tensor of_direction(const LayerShape& shape, const at::Tensor& output, int d) {
   return output.view({shape.N, shape.D * shape.P}).narrow(1, d * shape.P, shape.P);
@@ -65,14 +70,14 @@ struct Recurrence {
   at::Tensor h_n;      // [B, H]
 };
 Recurrence recurrence(const LayerShape& shape, int d, const DirectionWeights& w, at::Tensor& input_gates,
-                      const at::Tensor& h0, const at::Tensor& output, const at::Tensor& h_n) {
+                      const at::Tensor& table, const at::Tensor& h0, const at::Tensor& output, const at::Tensor& h_n) {
   const at::Tensor initial = h0.defined() ? h0[d] : h0;
   if (!shape.projected) return {w.w_hh.contiguous(), initial, of_direction(shape, output, d), h_n[d]};
   if (h0.defined() && shape.N > 0)
-    input_gates.index_add_(0, first_rows(shape, d == 1 || shape.reverse, input_gates), initial.mm(w.w_hh.t()));
+    input_gates.index_add_(0, first_rows(shape, d == 1 || shape.reverse, table, input_gates), initial.mm(w.w_hh.t()));
   return {w.w_hh.mm(w.w_hr),
           {},
-          at::empty({shape.N, shape.H}, output.options()),
+          of_data_rows(shape, {shape.N, shape.H}, output.options()),
           at::empty({shape.B, shape.H}, output.options())};
 }
 void project(const LayerShape& shape, int d, const DirectionWeights& w, const Recurrence& r, const at::Tensor& output,
@@ -88,7 +93,8 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
   const std::int64_t N = shape.N, B = shape.B, H = shape.H, gates = shape.G * H, S = shape.S * H;
   const at::TensorOptions storage = input.options(), compute = storage.dtype(compute_type(input));
   const at::Tensor x = input.reshape({N, shape.I}), table = sequence_table(shape, input);
-  const at::Tensor output = at::empty(shape.output_sizes(), storage), h_n = at::empty({shape.D, B, shape.P}, storage);
+  const at::Tensor output = of_data_rows(shape, shape.output_sizes(), storage),
+                   h_n = at::empty({shape.D, B, shape.P}, storage);
   const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous();
   at::Tensor c;
   if (shape.states == 2)
@@ -104,9 +110,10 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     at::Tensor input_gates = buffer.narrow(1, 0, gates);
     if (shape.bias) at::addmm_out(input_gates, w.b_ih, x, w.w_ih.t());
     else at::mm_out(input_gates, x, w.w_ih.t());
-    const Recurrence r = recurrence(shape, d, w, input_gates, h0, output, h_n);
+    const Recurrence r = recurrence(shape, d, w, input_gates, table, h0, output, h_n);
     const at::Tensor bias = shape.bias ? w.b_hh.contiguous() : at::Tensor();
-    const at::Tensor cells = save != Save::nothing && shape.states == 2 ? at::empty({N, H}, compute) : at::Tensor();
+    at::Tensor cells;
+    if (save != Save::nothing && shape.states == 2) cells = of_data_rows(shape, {N, H}, compute);
     ForwardArgs<Storage> a;
     a.sequence = sequence_on_device(shape, d, table);
     a.H = H;
@@ -153,14 +160,15 @@ Tensors with_gates(const LayerShape& shape, const at::Tensor& input, at::TensorL
   step.T = step.D = 1;
   step.B = shape.N;
   step.batch_sizes = nullptr;
+  step.device_batch_sizes = {};
   step.offsets.clear();
-  const at::Tensor x = input.reshape({1, shape.N, shape.I});
+  const at::Tensor x = input.reshape({1, shape.N, shape.I}), table = sequence_table(shape, input);
   Tensors saved;
   for (int d = 0; d < shape.D; ++d) {
     const auto before = [&](std::size_t i, const at::Tensor& all) {
       const at::Tensor initial =
           i < states.size() ? states[i][d].to(all.dtype()) : at::zeros({shape.B, all.size(1)}, all.options());
-      return previous_rows(shape, d == 1 || shape.reverse, all, initial).to(input.scalar_type()).unsqueeze(0);
+      return previous_rows(shape, d == 1 || shape.reverse, table, all, initial).to(input.scalar_type()).unsqueeze(0);
     };
     Tensors all_before = {before(0, of_direction(shape, output, d))};
     if (shape.states == 2) all_before.push_back(before(1, cells[d]));
@@ -183,6 +191,7 @@ struct DirectionGradients {
   at::Tensor dh, dc;               // [B, *]: dL/dh_n and dL/dc_n, in the end dL/dh0 and dL/dc0
   at::Tensor d_cells;              // [N, H], undefined for zero
   at::Tensor d_gates;              // [N, S*H]
+  at::Tensor table;                // as sequence_table says
 
   bool reverse() const { return d == 1 || shape.reverse; }
   at::Tensor input_columns() const { return d_gates.narrow(1, 0, shape.G * shape.H); }
@@ -193,7 +202,7 @@ struct DirectionGradients {
 
   // Starts the kernel, which makes d_gates.
   template <class Storage>
-  void launch(const Plan& plan, const at::Tensor& table, const at::Tensor& arrived) const {
+  void launch(const Plan& plan, const at::Tensor& arrived) const {
     using Compute = compute_t<Storage>;
     const at::Tensor recurrent = (shape.projected ? w.w_hh.mm(w.w_hr) : w.w_hh).t().contiguous();
     const at::Tensor d_hidden = to_hidden(d_output), d_last = to_hidden(dh);
@@ -228,14 +237,14 @@ struct DirectionGradients {
     const at::Tensor d_u = recurrent_columns(shape, d_gates);
     if (needed[first + 1]) {
       const at::Tensor initial = h0.defined() ? h0 : at::zeros({shape.B, shape.P}, x.options());
-      results[first + 1] = sum(d_u, previous_rows(shape, reverse(), output, initial));
+      results[first + 1] = sum(d_u, previous_rows(shape, reverse(), table, output, initial));
     }
     if (shape.bias && needed[first + 2]) results[first + 2] = sum(input_columns());
     if (shape.bias && needed[first + 3]) results[first + 3] = sum(d_u);
     const std::size_t last = first + shape.weights_per_direction() - 1;
     if (!shape.projected || !needed[last]) return;
     // dL/dh of every step: the output's, and through U the next step's, or dL/dh_n.
-    at::Tensor d_h = previous_rows(shape, !reverse(), d_u.mm(w.w_hh), dh_n);
+    at::Tensor d_h = previous_rows(shape, !reverse(), table, d_u.mm(w.w_hh), dh_n);
     if (d_output.defined()) d_h = d_h + d_output;
     const at::Tensor o = saved.narrow(1, 3 * shape.H, shape.H);
     results[last] = sum(d_h, o * cells.tanh().to(o.dtype()));
@@ -274,9 +283,10 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
                                    dh[d],
                                    has_c ? dc[d] : at::Tensor(),
                                    has_c ? to_compute(grads[3 + d]) : at::Tensor(),
-                                   at::empty({N, shape.S * shape.H}, storage)};
+                                   of_data_rows(shape, {N, shape.S * shape.H}, storage),
+                                   table};
     const at::Tensor dh_n = shape.projected ? of.dh.to(storage.dtype(), false, /*copy=*/true) : at::Tensor();
-    if (N > 0) of.launch<Storage>(plan, table, arrived);
+    if (N > 0) of.launch<Storage>(plan, arrived);
     if (needed[0]) {
       const at::Tensor d_rows = of.input_columns().matmul(of.w.w_ih);
       results[0] = results[0].defined() ? results[0] + d_rows : d_rows;
@@ -284,7 +294,7 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
     const std::size_t first_weight = 1 + states.size() + d * shape.weights_per_direction();
     of.weights(results, needed, first_weight, dh_n, RowSums{samples});
     if (shape.projected && N > 0) {  // the first step's h_0 went through U alone
-      const at::Tensor first = of.d_gates.index_select(0, first_rows(shape, of.reverse(), input));
+      const at::Tensor first = of.d_gates.index_select(0, first_rows(shape, of.reverse(), table, input));
       of.dh.copy_(first.to(compute.dtype()).mm(of.w.w_hh.to(compute.dtype())));
     }
   }

@@ -4,13 +4,40 @@
 
 namespace lstm_fused::cuda {
 
+namespace {
+
+// Numbers on their way to the device.
+at::Tensor numbers(at::IntArrayRef sizes, const at::Tensor& like) {
+  return at::empty(sizes, at::TensorOptions(at::kLong).pinned_memory(like.is_cuda()));
+}
+at::Tensor sent(const at::Tensor& numbers, const at::Tensor& like) {
+  return numbers.to(like.device(), /*non_blocking=*/true);
+}
+
+// For batch sizes that the host does not know: step and row of the batch of every data row, [N]. Data rows beyond the
+// last step's have step T.
+struct Places {
+  at::Tensor step, row;
+};
+Places places(const LayerShape& shape, const at::Tensor& table) {
+  const at::Tensor ends = table[0] + table[1], all = at::arange(shape.N, ends.options());
+  const at::Tensor step = at::searchsorted(ends, all, /*out_int32=*/false, /*right=*/true);
+  return {step, all - table[1].index_select(0, step.clamp_max(shape.T - 1))};
+}
+
+}  // namespace
+
 at::Tensor sequence_table(const LayerShape& shape, const at::Tensor& input) {
-  if (!shape.batch_sizes) return {};
-  const at::Tensor table = at::empty({2, shape.T}, at::TensorOptions(at::kLong).pinned_memory(input.is_cuda()));
+  if (!shape.packed()) return {};
+  if (shape.device_batch_sizes.defined()) {
+    const at::Tensor sizes = shape.device_batch_sizes.to(at::kLong);
+    return at::stack({sizes, sizes.cumsum(0) - sizes});
+  }
+  const at::Tensor table = numbers({2, shape.T}, input);
   auto* const values = table.mutable_data_ptr<std::int64_t>();
   std::copy_n(shape.batch_sizes, shape.T, values);
   std::copy_n(shape.offsets.data(), shape.T, values + shape.T);
-  return table.to(input.device(), /*non_blocking=*/true);
+  return sent(table, input);
 }
 
 Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Tensor& table) {
@@ -22,34 +49,47 @@ Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Te
   return sequence;
 }
 
-at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& like) {
-  const at::Tensor rows = at::empty({shape.B}, at::TensorOptions(at::kLong).pinned_memory(like.is_cuda()));
+at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& like) {
+  if (shape.device_batch_sizes.defined()) {
+    const at::Tensor row = at::arange(shape.B, table.options());
+    if (!reverse) return row;
+    // As many steps as sizes above its number; a row without a step is given the last data row, which is then nobody's.
+    const at::Tensor steps = (table[0].unsqueeze(0) > row.unsqueeze(1)).sum(1);
+    const at::Tensor first = table[1].index_select(0, (steps - 1).clamp_min(0)) + row;
+    return at::where(steps > 0, first, at::full_like(first, shape.N - 1));
+  }
+  const at::Tensor rows = numbers({shape.B}, like);
   auto* const values = rows.mutable_data_ptr<std::int64_t>();
   for (std::int64_t b = 0, t = reverse ? shape.T - 1 : 0; b < shape.B; ++b) {
-    if (shape.batch_sizes) {
-      if (reverse)
-        while (shape.batch_sizes[t] <= b) --t;
-      values[b] = shape.offsets[t] + b;
-    } else {
-      values[b] = t * shape.B + b;
-    }
+    while (reverse && shape.batch_sizes && shape.batch_sizes[t] <= b) --t;
+    values[b] = (shape.batch_sizes ? shape.offsets[t] : t * shape.B) + b;
   }
-  return rows.to(like.device(), /*non_blocking=*/true);
+  return sent(rows, like);
 }
 
-at::Tensor previous_rows(const LayerShape& shape, bool reverse, const at::Tensor& all, const at::Tensor& initial) {
+at::Tensor previous_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& all,
+                         const at::Tensor& initial) {
   const std::int64_t N = shape.N, B = shape.B;
   if (N == 0) return all;
-  if (!shape.batch_sizes)
+  if (!shape.packed())
     return reverse ? at::cat({all.narrow(0, B, N - B), initial}) : at::cat({initial, all.narrow(0, 0, N - B)});
-  const at::Tensor rows = at::empty({N}, at::TensorOptions(at::kLong).pinned_memory(all.is_cuda()));
+  const at::Tensor found = at::cat({all, initial});
+  if (shape.device_batch_sizes.defined()) {
+    const auto [step, row] = places(shape, table);
+    const at::Tensor before = step + (reverse ? 1 : -1), known_step = before.clamp(0, shape.T - 1);
+    const at::Tensor known =
+        (before >= 0).logical_and(before < shape.T).logical_and(row < table[0].index_select(0, known_step));
+    const at::Tensor index = at::where(known, table[1].index_select(0, known_step) + row, row.clamp_max(B - 1) + N);
+    return found.index_select(0, index);
+  }
+  const at::Tensor rows = numbers({N}, all);
   auto* row = rows.mutable_data_ptr<std::int64_t>();
   for (std::int64_t t = 0; t < shape.T; ++t) {
     const std::int64_t before = reverse ? t + 1 : t - 1;
     const std::int64_t known = before < 0 || before == shape.T ? 0 : shape.batch_sizes[before];
     for (std::int64_t b = 0; b < shape.batch_sizes[t]; ++b) *row++ = b < known ? shape.offsets[before] + b : N + b;
   }
-  return at::cat({all, initial}).index_select(0, rows.to(all.device(), /*non_blocking=*/true));
+  return found.index_select(0, sent(rows, all));
 }
 
 }  // namespace lstm_fused::cuda

@@ -5,16 +5,18 @@
 
 namespace lstm_fused::cuda {
 
-// A packed sequence's steps on the device: [2, T], batch sizes and offsets. Undefined for a padded one.
+// A packed sequence's steps on the device: [2, T], batch sizes and offsets; what the others here are given as `table`.
+// Undefined for a padded one.
 at::Tensor sequence_table(const LayerShape& shape, const at::Tensor& input);
 
 Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Tensor& table);
 
 // The data row in which each row of the batch has its first step, in the direction of time: [B].
-at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& like);
+at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& like);
 
 // Of every data row what `all` [N, *] has of the row's step before, in the direction of time, or `initial` [B, *] for
 // its first step: [N, *].
-at::Tensor previous_rows(const LayerShape& shape, bool reverse, const at::Tensor& all, const at::Tensor& initial);
+at::Tensor previous_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& all,
+                         const at::Tensor& initial);
 
 }  // namespace lstm_fused::cuda
