@@ -160,7 +160,7 @@ Tensors with_gates(const LayerShape& shape, const at::Tensor& input, at::TensorL
   step.T = step.D = 1;
   step.B = shape.N;
   step.batch_sizes = nullptr;
-  step.device_batch_sizes = {};
+  step.device_batch_sizes = at::Tensor();
   step.offsets.clear();
   const at::Tensor x = input.reshape({1, shape.N, shape.I}), table = sequence_table(shape, input);
   Tensors saved;

@@ -51,11 +51,11 @@ Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Te
 
 at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& like) {
   if (shape.device_batch_sizes.defined()) {
+    // A row has as many steps as there are sizes above its number. Without a step it is given the last data row, which
+    // is then nobody's.
     const at::Tensor row = at::arange(shape.B, table.options());
-    if (!reverse) return row;
-    // As many steps as sizes above its number; a row without a step is given the last data row, which is then nobody's.
     const at::Tensor steps = (table[0].unsqueeze(0) > row.unsqueeze(1)).sum(1);
-    const at::Tensor first = table[1].index_select(0, (steps - 1).clamp_min(0)) + row;
+    const at::Tensor first = reverse ? table[1].index_select(0, (steps - 1).clamp_min(0)) + row : row;
     return at::where(steps > 0, first, at::full_like(first, shape.N - 1));
   }
   const at::Tensor rows = numbers({shape.B}, like);
