@@ -274,16 +274,16 @@ def oracle_weights(case: Case, given: Data, num: oracles.Arithmetic, place: str)
     )
 
 
-def run_module(case: Case, seed: int, library: Any, dtype: torch.dtype | None = None) -> Results:
+def run_module(case: Case, seed: int, library: Any, dtype: torch.dtype | None = None, device: str = "cpu") -> Results:
     """The case by ``library.LSTM`` or ``library.GRU`` (``torch.nn`` or ``lstm_fused``), in the case's dtype."""
     given, dtype = data(case, seed), dtype or case.dtype
     strided = case.layout == "strided"
 
     def tensor(array: oracles.Array, requires_grad: bool = False) -> Tensor:
-        t = torch.from_numpy(array).to(dtype)
+        t = torch.from_numpy(array).to(dtype).to(device)
         return (as_strided(t) if strided else t.clone()).requires_grad_(requires_grad)
 
-    module = build(case, library, dtype)
+    module = build(case, library, dtype).to(device)
     for name, parameter in module.named_parameters():
         parameter.data = tensor(given.parameters[name])
     a = {name: tensor(array, not name.startswith("d_")) for name, array in given.arrays.items()}
@@ -315,7 +315,7 @@ def run_module(case: Case, seed: int, library: Any, dtype: torch.dtype | None = 
     results.update((f"gates_l{k}", t) for k, t in enumerate(gates))
     results.update((f"d_{name}", grad) for name, grad in zip(wanted, grads, strict=True))
     assert all(r.dtype == dtype for r in results.values()), {n: r.dtype for n, r in results.items()}
-    return {name: result.detach().double().numpy() for name, result in results.items()}
+    return {name: result.detach().double().cpu().numpy() for name, result in results.items()}
 
 
 def build(case: Case, library: Any, dtype: torch.dtype) -> torch.nn.Module:
@@ -340,6 +340,6 @@ def build(case: Case, library: Any, dtype: torch.dtype) -> torch.nn.Module:
 
 def as_strided(t: Tensor) -> Tensor:
     """The same values with no dimension contiguous: every second element of a buffer whose dimensions are reversed."""
-    buffer = torch.full([2 * n for n in reversed(t.shape)], float("nan"), dtype=t.dtype)
+    buffer = torch.full([2 * n for n in reversed(t.shape)], float("nan"), dtype=t.dtype, device=t.device)
     view = buffer.permute(*reversed(range(t.dim())))[(slice(None, None, 2),) * t.dim()]
     return view.copy_(t)

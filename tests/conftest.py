@@ -1,4 +1,4 @@
-"""Fixtures that every test file shares: the ISA, the plan, and the process-wide settings put back after each test."""
+"""Fixtures that test files share: ISA, plan, CUDA device, and the process-wide settings put back after each test."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import cases
+import devices
 import emulated
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 from lstm_fused import runtime
 
@@ -24,6 +24,16 @@ quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=quiet)
 settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # a machine with a card may have just what the tests of the CUDA backend need
+    pass
+else:
+    # "suite" draws the same examples every time, so that red is red again; HYPOTHESIS_PROFILE=explore draws new ones.
+    quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=quiet)
+    settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=quiet)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 @pytest.fixture(params=[runtime.isa()] if emulated.running() else runtime.available_isas())
@@ -39,6 +49,30 @@ def plan(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each way to split the work, forced during the test."""
     with cases.use_plan(request.param):
         yield request.param
+
+
+@pytest.fixture
+def device() -> Iterator[str]:
+    """Where tensors of the CUDA backend are, with float32 products as float32 has them."""
+    if devices.why_none():
+        pytest.skip(devices.why_none())
+    with devices.float32_products("ieee"):
+        yield "cpu" if emulated.running() else "cuda"
+
+
+@pytest.fixture
+def card(device: str) -> str:
+    """A device of its own, with a clock, streams and memory."""
+    if device == "cpu":
+        pytest.skip(devices.NO_CARD)
+    return device
+
+
+@pytest.fixture(params=devices.PLANS)
+def cuda_plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each plan of the CUDA backend, forced during the test."""
+    monkeypatch.setenv("LSTM_FUSED_CUDA_PLAN", request.param)
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -44,13 +44,13 @@ class Arguments:
         return [*out[:count], *(cells if self.cell == "lstm" else [])]
 
 
-def arguments(case: Case, seed: int = 0, requires_grad: bool = True) -> Arguments:
+def arguments(case: Case, seed: int = 0, requires_grad: bool = True, device: str = "cpu") -> Arguments:
     """The raw operator's arguments for a case of one layer (rows of packed data come sorted)."""
     given = cases.data(case, seed)
     assert case.layers == 1
 
     def tensor(array: oracles.Array) -> Tensor:
-        t = torch.from_numpy(array).to(case.dtype)
+        t = torch.from_numpy(array).to(case.dtype).to(device)
         return (cases.as_strided(t) if case.layout == "strided" else t.clone()).requires_grad_(requires_grad)
 
     x, batch_sizes = torch.from_numpy(given.arrays["x"]).to(case.dtype), None

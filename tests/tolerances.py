@@ -41,8 +41,12 @@ TIMES_EPS = 4.0
 TIMES_EPS_ONE_DRAW = 64.0
 
 
-def eps(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps
+# Of the tf32 format, whose significands have 10 bits behind the point: what products of float32 on tensor cores read.
+EPS_TF32 = 2.0**-10
+
+
+def eps(dtype: torch.dtype, tf32: bool = False) -> float:
+    return EPS_TF32 if tf32 else torch.finfo(dtype).eps
 
 
 def root_mean_square(values: Sequence[Array]) -> float:
@@ -57,7 +61,13 @@ def largest(values: Sequence[Array]) -> float:
 NORMS = {"root mean square": (root_mean_square, 1), "largest element": (largest, 4)}
 
 
-def check(ours: Sequence[Results], theirs: Sequence[Results], exact: Sequence[Results], dtype: torch.dtype) -> None:
+def check(
+    ours: Sequence[Results],
+    theirs: Sequence[Results],
+    exact: Sequence[Results],
+    dtype: torch.dtype,
+    tf32: bool = False,
+) -> None:
     """Asserts the rule for every named result; each sequence holds one ``Results`` per seed."""
     assert len(ours) == len(theirs) == len(exact) >= 20, "the rule is stated over at least 20 seeds"
     failures = []
@@ -67,7 +77,7 @@ def check(ours: Sequence[Results], theirs: Sequence[Results], exact: Sequence[Re
         error_of_torch = [r[name] - w for r, w in zip(theirs, wanted, strict=True)]
         for norm_name, (norm, width) in NORMS.items():
             e, e_torch, scale = norm(error), norm(error_of_torch), norm(wanted)
-            bound = width * max(TIMES_TORCH * e_torch, TIMES_EPS * eps(dtype) * scale)
+            bound = width * max(TIMES_TORCH * e_torch, TIMES_EPS * eps(dtype, tf32) * scale)
             if not e <= bound:  # a NaN fails
                 failures.append(f"{name}, {norm_name}: error {e:.3g} > {bound:.3g} (torch {e_torch:.3g}, {scale=:.3g})")
     assert not failures, "\n".join(failures)
