@@ -88,6 +88,8 @@ def test_median_interval_covers_the_median() -> None:
             hits += low <= math.log(2) <= high
         assert hits >= 0.92 * 400
     assert statistics.median_interval([1, 2, 3]) == (1, 3)
+    low, high = statistics.median_interval(range(3001))  # normal approximation: 1500 -+ 0.98 sqrt(3001)
+    assert 1500 - low == high - 1500 == pytest.approx(0.98 * math.sqrt(3001), abs=1)
     # Known value: 20 samples, 95 %: the 6th and the 15th.
     assert statistics.median_interval(range(1, 21)) == (6, 15)
 

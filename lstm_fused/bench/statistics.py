@@ -33,9 +33,9 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple
     n = len(ordered)
     if not n:
         raise ValueError("samples: expected at least one")
-    cut, below = 0, 0.5**n  # below = P(X <= cut)
+    cut, below = 0, 1 / 2**n  # below = P(X <= cut); a float would overflow from n = 1030 on
     while True:
-        following = below + math.comb(n, cut + 1) * 0.5**n
+        following = below + math.comb(n, cut + 1) / 2**n
         if 1 - 2 * following < confidence or 2 * (cut + 1) >= n - 1:
             break
         cut, below = cut + 1, following
