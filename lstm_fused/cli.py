@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fused recurrent layers for PyTorch.")
 
-#: Budget of one row in seconds, for each grid: the whole of quick ends in 2 to 3 minutes, full in 25.
-BUDGETS = {"quick": 4.0, "full": 10.0, "packed": 5.0}
+#: Budget of one row in seconds, for each grid: quick and cuda (one dtype) end in 2 to 3 minutes, full in 25.
+BUDGETS = {"quick": 4.0, "full": 10.0, "packed": 5.0, "cuda": 1.0}
 #: Lines in a log file are as wide as the widest table, whatever the terminal is.
 LOG_WIDTH = 190
 
@@ -34,6 +34,14 @@ class Grid(str, Enum):
     quick = "quick"
     full = "full"
     packed = "packed"
+    cuda = "cuda"
+
+
+class DeviceChoice(str, Enum):
+    """Where both layers run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 class CellChoice(str, Enum):
@@ -53,12 +61,13 @@ class Mode(str, Enum):
 
 
 class Dtype(str, Enum):
-    """Element types of weights and input."""
+    """Element types of weights and input; tf32 is float32, multiplied on a CUDA device's tensor cores."""
 
     float32 = "float32"
     float64 = "float64"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    tf32 = "tf32"
 
 
 class Peer(str, Enum):
@@ -126,7 +135,7 @@ def select_cases(
 
 @app.command()
 def bench(
-    grid: Annotated[Grid, typer.Option(help="Named set of shapes.")] = Grid.quick,
+    grid: Annotated[Grid | None, typer.Option(help="Named set of shapes; quick, or cuda there.")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="T; any size given replaces the grid.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="B.")] = None,
     input_size: Annotated[int | None, typer.Option(min=1, help="I.")] = None,
@@ -140,6 +149,8 @@ def bench(
     ] = None,
     cell: Annotated[CellChoice, typer.Option(help="Which cells.")] = CellChoice.both,
     mode: Annotated[Mode, typer.Option(help="Forward alone, forward and backward, or both.")] = Mode.both,
+    device: Annotated[DeviceChoice, typer.Option(help="Where both layers run.")] = DeviceChoice.cpu,
+    graphs: Annotated[bool, typer.Option("--graphs", help="On CUDA: time CUDA graphs of both layers.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: 2, or fewer if torch has fewer.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of weights and input.")] = Dtype.float32,
     isa: Annotated[str, typer.Option(help="Force an instruction set: scalar, avx2, avx512.")] = "",
@@ -153,21 +164,21 @@ def bench(
     csv: Annotated[Path | None, typer.Option(help="Write one line a row to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups to this file.")] = None,
 ) -> None:
-    """Time lstm_fused and torch.nn side by side, with this machine's ceiling beside every row."""
+    """Time lstm_fused and torch.nn side by side, with the ceiling of this machine or device beside every row."""
     console = make_console()
     shape = {"T": seq_len, "B": batch, "I": input_size, "H": hidden_size}
     options = {"layers": layers, "bidirectional": bidirectional, "proj": proj_size, "packed": packed}
     import torch
 
-    from lstm_fused.bench import run
-    from lstm_fused.bench.cases import MODES
-    from lstm_fused.bench.peers import MissingPeerError
+    from lstm_fused.bench import cases as grids
+    from lstm_fused.bench import peers, run
 
     try:
-        cases, usual_budget = select_cases(grid, cell, shape, options, case or [])
+        usual_grid = Grid.cuda if device is DeviceChoice.cuda else Grid.quick
+        cases, usual_budget = select_cases(grid or usual_grid, cell, shape, options, case or [])
         settings = run.Settings(
             cases=cases,
-            modes=MODES if mode is Mode.both else (mode.value,),
+            modes=grids.MODES if mode is Mode.both else (mode.value,),
             threads=threads or min(2, torch.get_num_threads()),
             dtype=dtype.value,
             isa=isa,
@@ -175,18 +186,25 @@ def bench(
             budget=budget or usual_budget,
             contended=contended,
             variants=variants,
+            device=device.value,
+            graphs=graphs,
         )
-        for path in (json, csv, plot):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise ValueError(f"{path}: no such folder")
+        check_folders(json, csv, plot)
         with run.environment(settings):
             report = run_with_progress(settings, console)
-    except (ValueError, MissingPeerError, RuntimeError, ImportError) as error:
+    except (ValueError, peers.MissingPeerError, RuntimeError, ImportError) as error:
         fail(console, str(error))
     show(report, console)
     save(report, console, json, csv, plot)
     if report.failures or not report.complete:
         raise typer.Exit(1)
+
+
+def check_folders(*paths: Path | None) -> None:
+    """Raises ValueError for a file that could not be written after the run."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: no such folder")
 
 
 def run_with_progress(settings: Settings, console: Console) -> Report:
@@ -250,7 +268,8 @@ def show(report: Report, console: Console) -> None:
         console.print(text, style="red", highlight=False, markup=False)
     if not report.complete:
         console.print("interrupted: some rows are missing", style="red")
-    console.print(table.targets_table(report))
+    if report.card is None:
+        console.print(table.targets_table(report))
 
 
 def save(report: Report, console: Console, json: Path | None, csv: Path | None, plot: Path | None) -> None:

@@ -19,11 +19,6 @@ from lstm_fused import runtime
 # What of the suite runs through the CUDA backend compares float32 results; those of tf32 have tests of their own.
 torch.backends.cudnn.rnn.fp32_precision = "ieee"
 
-# "suite" draws the same examples every time, so that a red run is red again; HYPOTHESIS_PROFILE=explore draws new ones.
-quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=quiet)
-settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=quiet)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 try:
     from hypothesis import HealthCheck, settings
 except ImportError:  # a machine with a card may have just what the tests of the CUDA backend need

@@ -4,5 +4,6 @@ cases.py      shapes and named grids            machine.py   what is said about 
 floor.py      measured ceilings, floor formula  measure.py   interleaved timing, statistics.py under it
 workload.py   what a row runs on both layers    peers.py     ONNX Runtime, OpenVINO, torch.compile
 contended.py  rows beside a busy process        run.py       the run
-report.py     rows, JSON, CSV                   targets.py, table.py, plot.py   what is shown
+card.py       a CUDA device, cuDNN's paths      cuda.py      rows on it
+report.py     rows, JSON, CSV                   targets.py, table.py, card_table.py, plot.py   what is shown
 """

@@ -68,7 +68,28 @@ PACKED = """
 50,16,256,256 packed bidirectional
 """
 
-GRIDS = {"quick": QUICK, "full": FULL, "packed": PACKED}
+#: For GPUs. First the shape that others publish times for; small hidden sizes and batches are bound by latency, large
+#: ones by GEMM speed; each cuDNN algorithm has rows.
+CUDA = """
+1024,16,768,768
+256,1,64,64
+256,64,64,64
+256,16,128,128
+256,128,128,128
+256,1,256,256
+256,16,256,256
+256,64,256,256
+256,1,512,512
+256,16,512,512
+256,64,512,512
+256,16,1024,1024
+256,128,1024,1024
+256,16,256,256 bidirectional
+256,64,256,256 layers=3
+256,64,256,256 packed
+"""
+
+GRIDS = {"quick": QUICK, "full": FULL, "packed": PACKED, "cuda": CUDA}
 
 #: The few rows that --contended repeats next to a busy process.
 CONTENDED = """
@@ -214,7 +235,7 @@ def parse_grid(text: str, cells: Iterable[str]) -> list[Case]:
 
 
 def grid(name: str, cells: Iterable[str] = CELLS) -> list[Case]:
-    """The cases of a named grid: "quick", "full" or "packed".
+    """The cases of a named grid: "quick", "full", "packed" or "cuda".
 
     quick and full end with one streaming row for each cell's step module (nn.LSTMCell, nn.GRUCell), next to
     the grid's own 1,1,256,256 for the layers. Raises ValueError for another name.
@@ -223,6 +244,6 @@ def grid(name: str, cells: Iterable[str] = CELLS) -> list[Case]:
         raise ValueError(f"grid: expected one of {', '.join(GRIDS)}, got {name!r}")
     cells = tuple(cells)
     cases = parse_grid(GRIDS[name], cells)
-    if name != "packed":
+    if name in ("quick", "full"):
         cases += parse_grid("1,1,256,256 cell", cells)
     return cases

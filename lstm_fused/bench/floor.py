@@ -38,7 +38,7 @@ from lstm_fused.bench.machine import Caches
 if TYPE_CHECKING:
     import torch
 
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "tf32": 4}
 #: Working set of one thread when the last-level cache is measured: well past L2, and only a part of L3,
 #: which other cores or, on a shared host, other guests use too.
 L3_WORKING_SET = 4 * 1024 * 1024

@@ -47,12 +47,16 @@ def sample(call: Callable[[], object], calls: int, clock: Callable[[], float]) -
     return (clock() - start) / calls
 
 
-def warm_up(call: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+#: Seconds per call of a call, over so many calls, by a clock or otherwise.
+Sampler = Callable[[Callable[[], object], int, Callable[[], float]], float]
+
+
+def warm_up(call: Callable[[], object], seconds: float, clock: Callable[[], float], sampler: Sampler = sample) -> float:
     """Calls until `seconds` are over and WARM_UP_CALLS are done; returns the shortest call's seconds."""
     end = clock() + seconds
     shortest, done = math.inf, 0
     while done < 2 or (done < WARM_UP_CALLS and shortest < seconds) or (clock() < end and done < 1000):
-        shortest = min(shortest, sample(call, 1, clock))
+        shortest = min(shortest, sampler(call, 1, clock))
         done += 1
     return shortest
 
@@ -65,18 +69,20 @@ def interleave(
     sample_seconds: float = SAMPLE_SECONDS,
     pause: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
+    sampler: Sampler = sample,
 ) -> dict[str, Timing]:
     """Times `peers` in turn (A B A B ...) until all medians are settled or `budget` seconds are over.
 
     Turns matter: clock frequency and other processes' load drift over seconds, and hit neighbours in time
     alike. `pause` seconds pass before each sample where a peer brings a thread pool of its own, whose
-    threads would otherwise still spin while the next peer is timed. Garbage collection waits outside.
+    threads would otherwise still spin while the next peer is timed. Garbage collection waits outside. `sampler`
+    takes one sample, `clock` the budget.
     The budget includes warm-up; every peer gets LEAST_SAMPLES samples whatever it says.
     """
     start = clock()
     calls = {}
     for name, call in peers.items():
-        shortest = warm_up(call, 0.1 * budget / len(peers), clock)
+        shortest = warm_up(call, 0.1 * budget / len(peers), clock, sampler)
         calls[name] = max(1, math.ceil(sample_seconds / max(shortest, 1e-9)))
     samples: dict[str, list[float]] = {name: [] for name in peers}
     earliest = clock() + min(LEAST_SECONDS, budget / 3)
@@ -87,7 +93,7 @@ def interleave(
             for name, call in peers.items():
                 if pause:
                     time.sleep(pause)
-                samples[name].append(sample(call, calls[name], clock))
+                samples[name].append(sampler(call, calls[name], clock))
             done = min(len(taken) for taken in samples.values())
             now = clock()
             if now >= earliest and all(settled(taken, tolerance) for taken in samples.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lstm_fused.bench import table
 from lstm_fused.bench.cases import CELLS, MODES
 from lstm_fused.bench.report import Report, Row
 
@@ -84,10 +85,9 @@ def plot(report: Report, path: Path) -> None:
         set_scale(axes, rows)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
-    machine, floor = report.machine, report.floor
     figure.suptitle(
-        f"Speed-up over torch.nn (T x B  I→H), {floor.dtype}, {floor.threads} threads\n"
-        f"{machine.cpu}, {machine.isa}, torch {machine.torch}",
+        f"Speed-up over torch.nn (T x B  I→H), {table.conditions(report)}\n{table.hardware(report)}, "
+        f"torch {report.machine.torch}",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)

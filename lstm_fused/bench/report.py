@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lstm_fused.bench.card import Card, CardFloor
 from lstm_fused.bench.cases import Case
 from lstm_fused.bench.floor import Bound, Floor
 from lstm_fused.bench.machine import Caches, Machine
@@ -44,6 +45,8 @@ class Row:
     bound: Bound
     difference: Difference
     peers: dict[str, PeerResult] = field(default_factory=dict)
+    cudnn: str = ""  # of torch's layer on a CUDA device: the algorithm that cuDNN is asked for
+    timed: str = "clock"
 
     @property
     def ratio(self) -> float:
@@ -116,7 +119,7 @@ class Report:
     """One run, or the medians of several."""
 
     machine: Machine
-    floor: Floor
+    floor: Floor | CardFloor
     rows: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     contended: list[ContendedRow] = field(default_factory=list)
@@ -124,6 +127,11 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     runs: int = 1
     complete: bool = True
+
+    @property
+    def card(self) -> Card | None:
+        """The CUDA device that the rows ran on, if they did."""
+        return self.floor.card if isinstance(self.floor, CardFloor) else None
 
 
 def to_dict(report: Report) -> dict[str, Any]:
@@ -143,10 +151,9 @@ def from_dict(plain: dict[str, Any]) -> Report:
         "caches": Caches(**machine["caches"]),
         "isas_available": tuple(machine["isas_available"]),
     }
-    floor = {**plain["floor"], "caches": Caches(**plain["floor"]["caches"])}
     return Report(
         machine=Machine(**machine),
-        floor=Floor(**floor),
+        floor=floor_from_dict(plain["floor"]),
         rows=[row_from_dict(entry) for entry in plain["rows"]],
         failures=[Failure(Case(**e["case"]), e["mode"], e["error"]) for e in plain["failures"]],
         contended=[
@@ -163,6 +170,14 @@ def from_dict(plain: dict[str, Any]) -> Report:
         runs=plain["runs"],
         complete=plain["complete"],
     )
+
+
+def floor_from_dict(entry: dict[str, Any]) -> Floor | CardFloor:
+    """The ceilings of a machine, or of a CUDA device."""
+    if "card" not in entry:
+        return Floor(**{**entry, "caches": Caches(**entry["caches"])})
+    card = {**entry["card"], "capability": tuple(entry["card"]["capability"])}
+    return CardFloor(**{**entry, "card": Card(**card)})
 
 
 def row_from_dict(entry: dict[str, Any]) -> Row:
@@ -187,6 +202,8 @@ def row_from_dict(entry: dict[str, Any]) -> Row:
             )
             for name, peer in entry["peers"].items()
         },
+        cudnn=entry.get("cudnn", ""),
+        timed=entry.get("timed", "clock"),
     )
 
 
@@ -205,7 +222,7 @@ CSV_COLUMNS = (
     *("mode", "dtype", "threads", "isa", "plan"),
     *("torch_s", "torch_q1_s", "torch_q3_s", "ours_s", "ours_q1_s", "ours_q3_s", "ratio", "gflops"),
     *("floor_s", "floor_limit", "fraction_of_floor"),
-    *("max_abs_difference", "max_relative_difference", "settled"),
+    *("max_abs_difference", "max_relative_difference", "settled", "cudnn", "timed"),
 )
 
 
@@ -217,6 +234,7 @@ def csv_line(row: Row, peers: Sequence[str]) -> list[Any]:
     line += [t.median, t.q1, t.q3, o.median, o.q1, o.q3, row.ratio, row.gflops]
     line += [row.bound.seconds, row.bound.limit, row.fraction]
     line += [row.difference.absolute, row.difference.relative, t.settled and o.settled]
+    line += [row.cudnn, row.timed]
     for name in peers:
         timing = row.peers[name].timing if name in row.peers else None
         line.append(timing.median if timing else "")

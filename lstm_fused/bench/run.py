@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lstm_fused.bench import card, cuda
+from lstm_fused.bench.card import CardFloor
 from lstm_fused.bench.cases import MODES, Case
 from lstm_fused.bench.contended import contended_cases, contended_row
 from lstm_fused.bench.floor import Floor, bound, flops, measure_floor
@@ -21,8 +23,9 @@ from lstm_fused.bench.workload import Workload, difference, make_inputs, pair
 
 #: A peer's own threads spin for a while after a call, and must be asleep when others are timed.
 PEER_PAUSE = 5e-3
-#: How long the machine's ceiling is measured before the rows.
+#: How long the ceiling of the machine or the CUDA device is measured before the rows.
 FLOOR_SECONDS = 4.0
+CARD_FLOOR_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,16 @@ class Settings:
     budget: float = 4.0  # seconds a row
     contended: bool = False
     variants: bool = False
-    floor_seconds: float = 0.0  # 0: FLOOR_SECONDS
+    floor_seconds: float = 0.0  # 0: FLOOR_SECONDS or CARD_FLOOR_SECONDS
+    device: str = "cpu"
+    graphs: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that the device does not have."""
+        if self.device == "cpu" and (self.dtype == "tf32" or self.graphs):
+            raise ValueError("tf32 and --graphs: expected --device cuda, got cpu")
+        if self.device == "cuda" and (self.isa or self.peers or self.contended or self.variants):
+            raise ValueError("--isa, --peer, --variants and --contended: expected --device cpu, got cuda")
 
     @property
     def total(self) -> int:
@@ -48,26 +60,33 @@ class Settings:
 
 @contextmanager
 def environment(settings: Settings) -> Iterator[None]:
-    """torch's thread count and the instruction set as asked, for the block; both are put back afterwards."""
+    """torch's thread count, instruction set and precision as asked, for the block; put back afterwards."""
     from lstm_fused import runtime
 
     threads = torch.get_num_threads()
     forced: AbstractContextManager[Any] = runtime.use_isa(settings.isa) if settings.isa else nullcontext()
+    products: AbstractContextManager[Any] = nullcontext()
+    if settings.device == "cuda":
+        products = card.precision(settings.dtype)
     torch.set_num_threads(settings.threads)
     try:
-        with forced:
+        with forced, products:
             yield
     finally:
         torch.set_num_threads(threads)
 
 
 def start(settings: Settings) -> Report:
-    """Checks the peers, then measures the floor: a report without rows. Call inside `environment`."""
+    """Checks peers and device, then measures the floor: a report without rows. Call inside `environment`."""
     for name in settings.peers:
         require(name)
-    seconds = settings.floor_seconds or FLOOR_SECONDS
     kept = asdict(settings)
     kept["cases"] = [case.name for case in settings.cases]
+    if settings.device == "cuda":
+        device = cuda.instrument()
+        limits = cuda.measure_floor(settings.dtype, device, settings.floor_seconds or CARD_FLOOR_SECONDS)
+        return Report(describe(settings.threads), limits, settings=kept)
+    seconds = settings.floor_seconds or FLOOR_SECONDS
     return Report(
         machine=describe(settings.threads),
         floor=measure_floor(settings.dtype, settings.threads, read_caches(), seconds),
@@ -110,10 +129,12 @@ def peer_workloads(
     return ready, results
 
 
-def measure_row(settings: Settings, case: Case, mode: str, floor: Floor) -> Row:
+def measure_row(settings: Settings, case: Case, mode: str, floor: Floor | CardFloor) -> Row:
     """One row: compares results once, then times all layers in turn."""
     from lstm_fused import runtime
 
+    if isinstance(floor, CardFloor):
+        return cuda.measure_row(settings, case, mode, floor)
     workloads = pair(case, mode, getattr(torch, settings.dtype))
     gap = difference(workloads["lstm_fused"].results(), workloads["torch"].results())
     extra, peers = peer_workloads(settings, case, mode, workloads["torch"])
@@ -138,7 +159,7 @@ def measure_row(settings: Settings, case: Case, mode: str, floor: Floor) -> Row:
     )
 
 
-def rows(settings: Settings, floor: Floor) -> Iterator[Row | Failure]:
+def rows(settings: Settings, floor: Floor | CardFloor) -> Iterator[Row | Failure]:
     """Every case in every mode. A layer that raises gives a Failure, and the run goes on."""
     for case in settings.cases:
         for mode in settings.modes:

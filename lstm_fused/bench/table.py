@@ -5,33 +5,13 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from lstm_fused.bench.card import CardFloor
+from lstm_fused.bench.card_table import add_card, card_rows
 from lstm_fused.bench.machine import Caches
 from lstm_fused.bench.measure import Timing
 from lstm_fused.bench.report import PeerResult, Report, Row
 from lstm_fused.bench.targets import Target, evaluate
-
-
-def seconds(value: float) -> str:
-    """Three significant digits with the unit that fits."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}" if value < 1000 * scale else f"{value / scale:.0f} {unit}"
-    return f"{value / 1e-6:.3g} us"
-
-
-def timed(timing: Timing) -> str:
-    """Median with half the interquartile range in percent; `~` where the budget ended before it settled."""
-    return f"{'' if timing.settled else '~'}{seconds(timing.median)} ±{100 * timing.spread / 2:.0f}%"
-
-
-def size(nbytes: int) -> str:
-    """Bytes as KiB or MiB."""
-    return f"{nbytes / 2**20:g} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:g} KiB"
-
-
-def shade(ratio: float) -> str:
-    """Colour of a ratio: red where we are slower than torch by more than the noise."""
-    return "red" if ratio < 0.97 else "yellow" if ratio < 1.15 else "green"
+from lstm_fused.bench.words import seconds, shade, size, timed
 
 
 def caches_line(caches: Caches) -> str:
@@ -40,12 +20,29 @@ def caches_line(caches: Caches) -> str:
     return line + (" (assumed: the system does not tell)" if caches.assumed else "")
 
 
+def conditions(report: Report) -> str:
+    """Type and threads, or type alone on a CUDA device, whose work no thread of the host does."""
+    floor = report.floor
+    return floor.dtype if isinstance(floor, CardFloor) else f"{floor.dtype}, {floor.threads} threads"
+
+
+def hardware(report: Report) -> str:
+    """What ran the rows, in a few words."""
+    if report.card is not None:
+        return f"{report.card.name}, {report.card.architecture}"
+    return f"{report.machine.cpu}, {report.machine.isa}"
+
+
 def floor_table(report: Report) -> Table:
     """The machine and its measured ceilings, printed before the rows."""
     machine, floor = report.machine, report.floor
     table = Table(title="this machine's floor", show_header=False, title_justify="left")
+    software = f"lstm_fused {machine.lstm_fused}, torch {machine.torch}, Python {machine.python}"
+    if isinstance(floor, CardFloor):
+        add_card(table, floor, software)
+        return table
     table.add_row("CPU", f"{machine.cpu}, {machine.cores} cores; {caches_line(machine.caches)}")
-    table.add_row("software", f"lstm_fused {machine.lstm_fused}, torch {machine.torch}, Python {machine.python}")
+    table.add_row("software", software)
     table.add_row("this run", f"{floor.threads} threads, {floor.dtype}, ISA {machine.isa}")
     if machine.busy:
         text = f"load average {machine.load:.1f} as the run began: other processes disturb these times"
@@ -67,9 +64,11 @@ def peer_text(peer: PeerResult | None, ours: Timing) -> str:
 
 def rows_table(report: Report) -> Table:
     """One line a row: both times, ratio, GFLOP/s, floor, plan and ISA, difference from torch."""
+    if report.card is not None:
+        return card_rows(report)
     runs = f", median of {report.runs} runs" if report.runs > 1 else ""
     table = Table(
-        title=f"torch.nn beside lstm_fused, {report.floor.dtype}, {report.floor.threads} threads{runs}",
+        title=f"torch.nn beside lstm_fused, {conditions(report)}{runs}",
         caption="median ± half the interquartile range; ~ budget ended first; ratio = torch / lstm_fused; "
         "floor = max(FLOPs / GEMM peak, recurrent weights / bandwidth of the level that holds them)",
         title_justify="left",
@@ -165,8 +164,7 @@ def met_text(target: Target) -> Text:
 
 def targets_table(report: Report) -> Table:
     """The speed targets, evaluated from the rows."""
-    floor = report.floor
-    stated = floor.dtype == "float32" and floor.threads == 2
+    stated = conditions(report) == "float32, 2 threads"
     table = Table(
         title="speed targets" + ("" if stated else " (stated for float32 and two threads, which this run is not)"),
         title_justify="left",

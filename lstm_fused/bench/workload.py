@@ -103,7 +103,7 @@ class Workload:
             with torch.no_grad():
                 outputs = self.differentiated(module(*self.arguments))
             generator = torch.Generator().manual_seed(1)
-            self.gradient = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in outputs]
+            self.gradient = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
         self.call: Callable[[], Any] = self.train if mode == "training" else partial(module, *self.arguments)
 
     def differentiated(self, value: Any) -> list[Tensor]:
