@@ -12,7 +12,7 @@ BENCH  ?= --grid quick --mode both
 CXX_FILES = $(wildcard csrc/*.* csrc/*/*.* tests/*.cpp tests/sanitize/*.cpp tests/ptx/runtime/*.* tests/ptx/programs/*.*)
 SOURCES = setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: test bench lint format sanitize build wheel cuda-build clean
+.PHONY: test bench lint format sanitize build wheel cuda-build gpu-check clean
 
 test: build
 	$(BIN)/python -m pytest
@@ -66,6 +66,11 @@ $(CUDA_VENV)/.ready:
 	$(CUDA_VENV)/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja numpy typer rich
 	$(CUDA_VENV)/bin/python -m pip install --quiet $(CUDA_TORCH)
 	touch $@
+
+# On a machine with a card: build, tests, compute-sanitizer, benchmark; build/gpu-check.json and .md. The first Python
+# that has a torch with CUDA is taken, as it is: PYTHON, VENV's, CUDA_VENV's, which is made if there is no other.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --python $(PYTHON) --python $(BIN)/python --make $(CUDA_VENV)/bin/python $(GPU_CHECK)
 
 # A manylinux wheel, for the oldest glibc that this machine's compiler allows; torch's libraries stay outside.
 wheel: $(VENV)/.ready

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lstm_fused import runtime
+from lstm_fused.bench.card import precision
 
 # What of the suite runs through the CUDA backend compares float32 results; those of tf32 have tests of their own.
 torch.backends.cudnn.rnn.fp32_precision = "ieee"
@@ -51,7 +52,7 @@ def device() -> Iterator[str]:
     """Where tensors of the CUDA backend are, with float32 products as float32 has them."""
     if devices.why_none():
         pytest.skip(devices.why_none())
-    with devices.float32_products("ieee"):
+    with precision("float32"):
         yield "cpu" if emulated.running() else "cuda"
 
 

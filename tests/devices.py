@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import emulated
 import torch
 
@@ -22,20 +19,6 @@ def why_none() -> str:
     if why:
         return f"the package has no CUDA kernels: {why}"
     return "" if torch.cuda.is_available() else "no CUDA device"
-
-
-@contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """Products of float32 in "tf32" or as "ieee" has them, by torch's settings for its layers and for its GEMMs."""
-    settings = (torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
-    before = [setting.fp32_precision for setting in settings]
-    for setting in settings:
-        setting.fp32_precision = precision
-    try:
-        yield
-    finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
 
 
 def describe() -> str:

@@ -25,6 +25,7 @@ from torch.autograd import gradcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import lstm_fused
+from lstm_fused.bench.card import precision
 
 pytestmark = pytest.mark.cuda
 CELLS = pytest.mark.parametrize("cell", cases.CELLS)
@@ -82,7 +83,7 @@ def test_tf32(cell: str, shape: tuple[int, int, int, int], device: str) -> None:
     """Where torch's settings allow products of float32 in tf32, errors are of that size and no larger."""
     case = Case(cell, *shape, bidirectional=True)
     exact, theirs = references(case)
-    with devices.float32_products("tf32"):
+    with precision("tf32"):
         ours = [cases.run_module(case, seed, lstm_fused, device=device) for seed in SEEDS]
     tolerances.check(ours, theirs, exact, case.dtype, tf32=True)
 

@@ -32,6 +32,8 @@ def environment() -> dict[str, str]:
         ("test_vmap.py", "per_sample"),
         ("test_cuda_tf32.py", "tf32"),
         ("test_cuda_lengths.py", "test"),
+        ("test_cuda.py", "test"),
+        ("test_cuda_device.py", "test"),
     ],
 )
 def test_suite(environment: dict[str, str], file: str, chosen: str) -> None:

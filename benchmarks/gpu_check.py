@@ -1,0 +1,225 @@
+"""Everything that a card can tell about the CUDA backend, in under ten minutes: `make gpu-check`.
+
+Builds for the device that is there, runs the tests marked `cuda`, compute-sanitizer's four tools, the benchmark beside
+cuDNN, and a profile if a profiler is there. Writes gpu-check.json and gpu-check.md; what is in one is in the other, but
+for the numbers behind the benchmark's rows. A step has its share of the time and what earlier steps left of theirs;
+one that fails or runs out of it does not stop the next. Ends with 1 where build, tests or sanitizer failed.
+
+It needs Python alone. What it runs needs torch with CUDA, nvcc and g++: the first --python that has such a torch is
+taken, as it is; what else is missing is installed beside the build. `--emulated` does the same on the emulated device,
+in an environment where the package is built in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpu_environment import ROOT, Environment, find_environment, find_program, tail
+from gpu_report import markdown, sanitizer_errors, summary_of_tests
+
+TESTS = ("test_cuda.py", "test_cuda_device.py")
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+#: Bounds of one row's measurement in seconds, so that a dtype's 64 rows take half a minute.
+ROW_BUDGET = "0.3"
+#: As CUDA graphs of both layers: shapes whose time is launches and steps.
+GRAPHS = ("256,1,256,256", "256,16,256,256", "1024,16,768,768")
+
+
+class Step(NamedTuple):
+    """A part of the check: seconds that it may take, and whether the whole fails with it."""
+
+    name: str
+    seconds: float
+    run: Callable[[Environment, float], dict[str, Any]]
+    counts: bool
+
+
+def worst(statuses: list[str]) -> str:
+    """Of several parts of a step."""
+    return next(status for status in ("failed", "timed out", "passed") if status in statuses)
+
+
+def share(deadline: float, parts: int) -> float:
+    """The end of the next of so many equal parts of what time is left."""
+    now = time.monotonic()
+    return now + (deadline - now) / parts
+
+
+def facts(env: Environment, _deadline: float) -> dict[str, Any]:
+    """What the machine has: device, driver, torch, compilers."""
+    found = dict(env.facts)
+    fields = "name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit,persistence_mode,mig.mode.current"
+    if find_program("nvidia-smi"):
+        found["nvidia-smi"] = env.said(["nvidia-smi", f"--query-gpu={fields}", "--format=csv"])
+    for program, option in (("nvcc", "--version"), ("g++", "--version")):
+        found[program] = env.said([program, option]) if find_program(program) else "not found"
+    return {"status": "failed" if env.why_not else "passed", **found}
+
+
+def build(env: Environment, deadline: float) -> dict[str, Any]:
+    """The package with kernels for this device alone; emulated: the library that takes the place of one."""
+    if env.emulated:
+        code = "import emulated; print(emulated.library())"
+        status, said = env.run([env.python, "-c", code], deadline, cwd=ROOT / "tests")
+        env.variables["LSTM_FUSED_LIBRARY"] = said.strip().splitlines()[-1] if status == "passed" else "none"
+        return {"status": status, "output": tail(said)}
+    command = [env.python, "setup.py", "--quiet", "build", "-b", env.out / "base", "--build-lib", env.out / "site"]
+    command += ["build_ext", "-t", env.out / "temp"]
+    changes = {"LSTM_FUSED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": env.architecture}
+    status, said = env.run(command, deadline, cwd=ROOT, changes=changes)
+    return {"status": status, "architecture": env.architecture, "output": tail(said)}
+
+
+def tests(env: Environment, deadline: float) -> dict[str, Any]:
+    """`pytest -m cuda`, each file in a process of its own, from which a kernel that faults takes the device.
+
+    A run in which everything is skipped has failed.
+    """
+    files, statuses, outputs = [], [], []
+    for k, name in enumerate(TESTS):
+        files.append(env.out / f"{name}.xml")
+        files[-1].unlink(missing_ok=True)
+        command = [env.python, "-m", "pytest", ROOT / "tests" / name, "-m", "cuda", "-p", "no:cacheprovider"]
+        command += [f"--junitxml={files[-1]}", "-o", "faulthandler_timeout=40"]  # says where it hangs
+        command += ["-k", env.select] if env.select else []
+        status, said = env.run(command, share(deadline, len(TESTS) - k), interrupt=True)
+        statuses.append(status)
+        outputs.append(tail(said))
+    counts = summary_of_tests(files)
+    if not counts["passed"]:
+        statuses.append("failed")
+    return {"status": worst(statuses), **counts, "output": "\n\n".join(outputs)}
+
+
+def sanitizer(env: Environment, deadline: float) -> dict[str, Any]:
+    """The four tools at once, over every kernel on tiny layers; emulated: all checks of the PTX runner."""
+    driver = [env.python, ROOT / "tests" / "cuda_cases.py"]
+    if env.emulated:
+        status, said = env.run([*driver, "--few"], deadline, changes={"PTX_CHECK": "all", "PTX_SEED": "1"})
+        return {"status": status, "tools": {"PTX_CHECK=all": {"status": status, "output": tail(said)}}}
+    program = find_program("compute-sanitizer")
+    if program is None:
+        return {"status": "skipped", "why": "compute-sanitizer was not found"}
+
+    def checked(tool: str) -> dict[str, Any]:
+        # What a call of the API returns is for the caller to judge, and vendors' libraries probe with some.
+        options = ["--tool", tool, "--error-exitcode", "99", "--print-limit", "20", "--report-api-errors", "no"]
+        if tool in ("racecheck", "synccheck"):  # the others have to see what all kernels write
+            options += ["--kernel-regex", "kns=lstm_fused"]
+        changes = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation, whose ends are watched
+        status, said = env.run([program, *options, *driver, "--few"], deadline, changes=changes)
+        ours, others = sanitizer_errors(said)
+        if status == "failed" and tool == "initcheck" and not ours and others and ": 0 wrong" in said:
+            status = "passed"  # the vendor's libraries read what they do not use
+        return {"status": status, "errors": ours, "errors of other kernels": others, "output": tail(said)}
+
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        found = dict(zip(TOOLS, pool.map(checked, TOOLS), strict=True))
+    return {"status": worst([one["status"] for one in found.values()]), "tools": found}
+
+
+def benchmark(env: Environment, deadline: float) -> dict[str, Any]:
+    """`lstm-fused bench --device cuda`, one dtype after the other, each with its part of what time is left."""
+    program: list[Any] = [env.python, "-m", "lstm_fused.cli", "bench", "--device", "cuda", "--budget", ROW_BUDGET]
+    runs = {dtype: ["--grid", "cuda", "--dtype", dtype] for dtype in ("float16", "bfloat16", "tf32", "float32")}
+    cases = [word for case in GRAPHS for word in ("--case", case)]
+    runs["float16, graphs"] = ["--dtype", "float16", "--graphs", *cases]
+    if env.emulated:
+        program[1:3] = [ROOT / "tests" / "emulated_bench.py"]
+        runs = {"float32": ["--case", "3,2,4,8", "--cell", "lstm"], "tf32, graphs": ["--case", "3,2,4,8", "--graphs"]}
+        runs["tf32, graphs"] += ["--dtype", "tf32", "--cell", "gru", "--mode", "inference"]
+    found: dict[str, Any] = {}
+    for k, (name, options) in enumerate(runs.items()):
+        file = env.out / f"bench-{k}.json"
+        file.unlink(missing_ok=True)
+        until = share(deadline, len(runs) - k)
+        status, said = env.run([*program, *options, "--json", file], until, interrupt=True)
+        report = json.loads(file.read_text()) if file.exists() else None
+        found[name] = {"status": status, "report": report, **({} if report else {"output": tail(said)})}
+    return {"status": worst([one["status"] for one in found.values()]), "runs": found}
+
+
+def profile(env: Environment, deadline: float) -> dict[str, Any]:
+    """Time by kernel, where a profiler is installed; ncu's counters for a few of ours, where nsys is not."""
+    driver = [env.python, ROOT / "tests" / "cuda_cases.py", "--few"]
+    nsys, ncu = find_program("nsys"), find_program("ncu")
+    if env.emulated or not (nsys or ncu):
+        return {"status": "skipped", "why": "emulated" if env.emulated else "neither nsys nor ncu was found"}
+    command = [nsys, "profile", "--trace=cuda", "--stats=true", "--force-overwrite=true", "-o", env.out / "profile"]
+    if not nsys:
+        command = [ncu, "--kernel-name-base", "demangled", "-k", "regex:lstm_fused", "--launch-count", "6"]
+    status, said = env.run([*command, *driver], deadline)
+    return {"status": status, "output": tail(said, 12_000)}
+
+
+STEPS = (
+    Step("facts", 15, facts, True),
+    Step("build", 210, build, True),
+    Step("tests", 140, tests, True),
+    Step("sanitizer", 75, sanitizer, True),
+    Step("benchmark", 120, benchmark, False),
+    Step("profile", 20, profile, False),
+)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Checks the CUDA backend on a card; one JSON and one Markdown file.")
+    parser.add_argument("--python", action="append", default=[], help="to try, in this order (default: this one)")
+    parser.add_argument("--make", default="", help="make target of an environment, and the Python in it, if none works")
+    parser.add_argument("--emulated", action="store_true", help="on the emulated device")
+    parser.add_argument(
+        "--only", action="append", choices=[s.name for s in STEPS], help="steps besides facts and build"
+    )
+    parser.add_argument("--select", default="", help="pytest's -k, for both files")
+    parser.add_argument("--scale", type=float, default=1.0, help="of each step's share of the time")
+    parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder of the two files")
+    return parser.parse_args()
+
+
+def run_steps(env: Environment, asked: argparse.Namespace, began: float) -> Iterator[tuple[Step, dict[str, Any]]]:
+    """Each step asked for and what it found, whatever the others did; without a Python or a build no other runs."""
+    deadline, failed = began, ""
+    for step in STEPS:
+        deadline += step.seconds * asked.scale
+        if asked.only and step.name not in ("facts", "build", *asked.only):
+            continue
+        start = time.monotonic()
+        try:
+            result = {"status": "skipped", "why": f"{failed} failed"} if failed else step.run(env, deadline)
+        except Exception as error:  # whatever it is, the other steps have something to say
+            result = {"status": "failed", "why": f"{type(error).__name__}: {error}"}
+        if step.name in ("facts", "build") and result["status"] != "passed":
+            failed = failed or step.name
+        yield step, {**result, "seconds": round(time.monotonic() - start, 1)}
+
+
+def main() -> int:
+    """Runs the steps, writes both files after each, and says which failed."""
+    asked, began = arguments(), time.monotonic()
+    out = asked.out.resolve() / "gpu-check"
+    out.mkdir(parents=True, exist_ok=True)
+    env = find_environment(asked.python or [sys.executable], asked.make, asked.emulated, out)
+    env.select = asked.select
+    found: dict[str, Any] = {"passed": True, "emulated": asked.emulated, "seconds": 0.0, "steps": {}}
+    bad = []
+    for step, result in run_steps(env, asked, began):
+        print(f"{step.name}: {result['status']}, {result['seconds']} s", flush=True)
+        if step.counts and result["status"] in ("failed", "timed out"):
+            bad.append(step.name)
+        found["steps"][step.name] = result
+        found |= {"passed": not bad, "seconds": round(time.monotonic() - began, 1)}
+        (out.parent / "gpu-check.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (out.parent / "gpu-check.md").write_text(markdown(found), encoding="utf-8")
+    print("wrote gpu-check.json and gpu-check.md" + (f"; failed: {', '.join(bad)}" if bad else ""))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Tiny layers through every CUDA kernel, for a checker to watch: compute-sanitizer, a profiler, or the PTX runner.
+
+Run as a program; it compares results with the CPU's as far as a wrong one should end a check, and prints what it ran.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+
+import cases
+import devices
+import emulated
+import raw
+import torch
+from cases import Case
+
+from lstm_fused.bench.card import precision
+
+SHAPES = (
+    Case(T=3, B=2, I=3, H=5),
+    Case(T=3, B=9, I=3, H=33, bidirectional=True),
+    Case(T=3, B=4, I=3, H=17, packed=True, bidirectional=True),
+    Case(T=2, B=5, I=3, H=70, recompute=True),
+)
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def run(case: Case, device: str) -> list[torch.Tensor]:
+    """Results and every gradient, on the CPU."""
+    a = raw.arguments(case, device=device)
+    outputs = a.call()
+    grads = torch.autograd.grad(outputs, a.tensors, [output.detach().cos() for output in outputs])
+    with torch.inference_mode():
+        a.call()
+    return [result.detach().double().cpu() for result in (*outputs, *grads)]
+
+
+def main() -> int:
+    """Runs every shape, cell, type and plan; returns how many are wrong."""
+    why = devices.why_none()
+    if why:
+        print(why)
+        return 1
+    device = "cpu" if emulated.running() else "cuda"
+    few = "--few" in sys.argv
+    wrong = count = 0
+    with precision("float32"):
+        for plan in devices.PLANS:
+            os.environ["LSTM_FUSED_CUDA_PLAN"] = plan
+            for shape in SHAPES[::2] if few else SHAPES:
+                for cell in cases.CELLS:
+                    for dtype in TYPES:
+                        case = replace(shape, cell=cell, dtype=dtype)
+                        wrong += not close(run(case, device), reference(case), dtype)
+                        count += 1
+    print(f"{count} layers on {devices.describe()}: {wrong} wrong")
+    return wrong
+
+
+def reference(case: Case) -> list[torch.Tensor]:
+    """The same by ATen operations, in float64 on the CPU."""
+    a = raw.arguments(replace(case, dtype=torch.float64))
+    rounded = raw.arguments(case)
+    tensors = [t.detach().double().requires_grad_() for t in rounded.tensors]
+    x, *rest = tensors
+    states, weights = rest[: len(a.states)], rest[len(a.states) :]
+    op = torch.ops.lstm_fused.reference
+    outputs = op(a.cell, x, states, weights, a.batch_sizes, a.bidirectional, *a.options)
+    grads = torch.autograd.grad(outputs, tensors, [output.detach().cos() for output in outputs])
+    return [result.detach() for result in (*outputs, *grads)]
+
+
+def close(found: list[torch.Tensor], wanted: list[torch.Tensor], dtype: torch.dtype) -> bool:
+    """To a few roundings, relative to the largest element: the suite's other tests are the exact ones."""
+    bound = 64 * torch.finfo(dtype).eps
+    return all(bool((a - b).abs().max() <= bound * b.abs().max()) for a, b in zip(found, wanted, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(), 1))
