@@ -71,10 +71,12 @@ LARGER = [
 @pytest.mark.parametrize("case", [replace(c, cell=k) for k in cases.CELLS for c in LARGER], ids=lambda c: c.id)
 def test_larger_layer(case: Case, card: str) -> None:
     """Against torch's layer on the same card, in float64 (vouched for by the oracle) and in the case's dtype."""
-    double = [cases.run_module(case, seed, torch.nn, torch.float64, card) for seed in SEEDS]
-    theirs = [cases.run_module(case, seed, torch.nn, device=card) for seed in SEEDS]
-    ours = [cases.run_module(case, seed, lstm_fused, device=card) for seed in SEEDS]
-    tolerances.check(ours, theirs, double, case.dtype)
+    few = SEEDS[:4]  # of many elements each
+    double = [cases.run_module(case, seed, torch.nn, torch.float64, card) for seed in few]
+    theirs = [cases.run_module(case, seed, torch.nn, device=card) for seed in few]
+    ours = [cases.run_module(case, seed, lstm_fused, device=card) for seed in few]
+    cases.data.cache_clear()
+    tolerances.check(ours, theirs, double, case.dtype, least=len(few))
 
 
 @pytest.mark.parametrize("shape", [(9, 3, 5, 33), (5, 17, 9, 64)], ids=str)
