@@ -46,6 +46,11 @@ def why_not() -> str:
 def library() -> Path:
     """Builds it, as far as anything has changed."""
     folder = ROOT / "build" / "emulated"
+    return ptx.build(KERNELS, folder / "lstm_fused_emulated.so", objects=host_objects(folder), shared=True)
+
+
+def host_objects(folder: Path) -> list[Path]:
+    """All of the library but its kernels and what starts them."""
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
         own = list(pool.map(lambda path: compiled(path, folder), OWN))
@@ -55,8 +60,7 @@ def library() -> Path:
         if path not in OWN
     ]
     torch_libraries = [Path(torch.__file__).parent / "lib" / f"lib{name}.so" for name in ("c10", "torch", "torch_cpu")]
-    parts = [*own, *shared_with_package, *torch_libraries]
-    return ptx.build(KERNELS, folder / "lstm_fused_emulated.so", objects=parts, shared=True)
+    return [*own, *shared_with_package, *torch_libraries]
 
 
 def compiled(source: Path, folder: Path) -> Path:

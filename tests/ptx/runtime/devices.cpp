@@ -27,10 +27,17 @@ constexpr DeviceLimits devices[] = {
 }  // namespace
 
 const DeviceLimits& device_limits() {
+  thread_local DeviceLimits limits;
   const char* asked = std::getenv("PTX_DEVICE");
   const std::string name = asked && *asked ? asked : "H100";
-  for (const DeviceLimits& d : devices)
-    if (name == d.name) return d;
+  for (const DeviceLimits& d : devices) {
+    if (name != d.name) continue;
+    limits = d;
+    if (const char* sms = std::getenv("PTX_SMS"); sms && *sms) limits.sms = std::atoi(sms);
+    if (const char* bytes = std::getenv("PTX_SHARED"); bytes && *bytes)
+      limits.shared_per_block = std::min(limits.shared_per_block, static_cast<u32>(std::atoi(bytes)));
+    return limits;
+  }
   std::fprintf(stderr, "ptx: PTX_DEVICE: expected a device of devices.cpp, got %s\n", name.c_str());
   std::exit(97);
 }

@@ -1,0 +1,168 @@
+"""What a mutant must pass: small layers against the oracle, on small devices, under every plan, check and schedule.
+
+Runs in a process of its own, which has the library in the package's place. A result may be twice as far from the
+oracle's as that of the kernels as they are, plus half an eps: so a mutant must be wrong, not merely different, to fail.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import oracles
+import torch
+
+if TYPE_CHECKING:
+    from cases import Case
+
+DTYPES = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "BFloat16": torch.bfloat16,
+    "Float16": torch.float16,
+}
+PLANS = ("block", "grid", "step")
+SEEDS = (1, 2, 0)  # of the order of warps and blocks
+LIMIT = 100_000_000  # instructions of a launch, many times what any here takes
+Table = dict[str, tuple[dict[str, Any], dict[str, float]]]  # by case: the oracle's results, and how far ours may be
+
+
+@dataclass(frozen=True)
+class Device:
+    """Limits small enough that small layers meet them."""
+
+    multiprocessors: int
+    shared: int  # bytes of a block
+
+
+LARGE, MEDIUM, SMALL = Device(132, 232448), Device(3, 16384), Device(3, 5120)
+
+
+def runs(dtype: torch.dtype) -> Iterator[tuple[Case, Device]]:
+    """Layers and devices. Each shape is the least that reaches some part of the kernels."""
+    from cases import CELLS, Case
+
+    for cell in CELLS:
+        clips: dict[str, Any] = {"grad_clip": 0.05, "cell_clip": 0.2 if cell == "lstm" else None}
+        given: dict[str, Any] = {"cell": cell, "I": 3, "dtype": dtype}
+        # Rows that end at different times; some rows of the batch are beyond the first block of them.
+        yield Case(T=4, B=11, H=7, packed=True, bidirectional=True, **given), SMALL
+        # One row at a time, no state, no bias.
+        yield Case(T=3, B=2, H=9, hx=False, bias=False, bidirectional=True, **given), LARGE
+        # More units than a block's warps take at once, several passes over the source's columns.
+        yield Case(T=3, B=9, H=35, packed=True, **given), SMALL
+        # The same with weights that stay in shared memory.
+        yield Case(T=2, B=3, H=35, bidirectional=True, **given), MEDIUM
+        yield Case(T=3, B=3, H=5, gain=4.0, kept=True, bidirectional=True, **clips, **given), LARGE
+        yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), SMALL
+        # Gates at their limits.
+        yield Case(T=1, B=3, H=5, gain=300.0, **given), LARGE
+
+
+def configure(plan: str, device: Device, seed: int) -> None:
+    os.environ |= {
+        "LSTM_FUSED_CUDA_PLAN": plan,
+        "PTX_SMS": str(device.multiprocessors),
+        "PTX_SHARED": str(device.shared),
+        "PTX_SEED": str(seed),
+        "PTX_CHECK": "all",
+        "PTX_LIMIT": str(LIMIT),
+    }
+
+
+def results(case: Case) -> dict[str, Any]:
+    """Results and gradients of the layer, and its results where no gradient is asked for."""
+    import cases
+
+    import lstm_fused
+
+    found = cases.run_module(case, 0, lstm_fused)
+    given = cases.data(case, 0)
+    module = cases.build(case, lstm_fused, case.dtype)
+    for name, parameter in module.named_parameters():
+        parameter.data = torch.from_numpy(given.parameters[name]).to(case.dtype)
+    a = {name: torch.from_numpy(array).to(case.dtype) for name, array in given.arrays.items()}
+    hx: Any = ((a["h0"], a["c0"]) if case.cell == "lstm" else a["h0"]) if case.hx else None
+    with torch.no_grad():
+        lengths = torch.tensor(given.lengths) if case.packed else None
+        output, state = module(a["x"], hx, lengths=lengths)
+    found["output without gradients"] = output.double().numpy()
+    found["h_n without gradients"] = (state[0] if case.cell == "lstm" else state).double().numpy()
+    return found
+
+
+def exact(case: Case) -> dict[str, Any]:
+    import cases
+
+    num = oracles.EXTENDED if case.dtype == torch.float64 else oracles.FLOAT64
+    wanted = cases.run_oracle(case, 0, num)
+    return wanted | {f"{name} without gradients": wanted[name] for name in ("output", "h_n")}
+
+
+def distance(ours: oracles.Array, wanted: oracles.Array) -> float:
+    if ours.shape != wanted.shape:
+        return float("inf")
+    return float(np.abs(ours - wanted).max()) if wanted.size else 0.0
+
+
+def record(path: Path, types: Sequence[str]) -> None:
+    """Writes the table by which mutants are judged, with the library that is loaded, which has none."""
+    table: Table = {}
+    for dtype in (DTYPES[name] for name in types):
+        for case, device in runs(dtype):
+            wanted, bounds = exact(case), dict[str, float]()
+            for plan in PLANS:
+                configure(plan, device, 0)
+                ours = results(case)
+                for name, value in wanted.items():
+                    scale = distance(value, np.zeros_like(value))
+                    bound = 2 * distance(ours[name], value) + torch.finfo(dtype).eps / 2 * scale
+                    sound = 256 * torch.finfo(dtype).eps * max(scale, 1.0) * max(case.gain, 1.0)
+                    assert bound <= sound, f"{case.id}, {plan}: {name}"
+                    bounds[name] = max(bounds.get(name, 0.0), bound)
+            table[case.id] = wanted, bounds
+    path.write_bytes(pickle.dumps(table))
+
+
+def check(path: Path, types: Sequence[str]) -> str:
+    """How the loaded library fails; empty if it passes."""
+    table: Table = pickle.loads(path.read_bytes())
+    for seed in SEEDS:
+        for case, device in (run for name in types for run in runs(DTYPES[name])):
+            wanted, bounds = table[case.id]
+            for plan in PLANS:
+                configure(plan, device, seed)
+                try:
+                    ours = results(case)
+                except Exception as error:  # whatever it says, the mutant is found
+                    return f"{case.id}, {plan}, seed {seed}: {fault() or error!s:.200}"
+                for name, bound in bounds.items():
+                    if not distance(ours[name], wanted[name]) <= bound:
+                        return f"{case.id}, {plan}, seed {seed}: {name} is wrong"
+    return ""
+
+
+def fault() -> str:
+    """What the runner of the kernels says of the last fault, its first line."""
+    library = ctypes.CDLL(os.environ["LSTM_FUSED_LIBRARY"])
+    library.ptx_last_fault.restype = ctypes.c_char_p
+    return str(library.ptx_last_fault().decode()).partition("\n")[0][:200]
+
+
+def run(library: str, path: str, types: Sequence[str], recording: bool, said: Any) -> None:
+    """A child's work: loads the library in the package's place and sends how it fails through the pipe ``said``."""
+    os.environ |= {"LSTM_FUSED_LIBRARY": library}
+    torch.set_num_threads(1)
+    try:
+        if recording:
+            record(Path(path), types)
+        said.send("" if recording else check(Path(path), types))
+    except BaseException:
+        said.send(f"error: {traceback.format_exc()[-1500:]}")
