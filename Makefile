@@ -1,4 +1,4 @@
-# make test, make bench, make lint, make sanitize: each makes the environment and the build it needs.
+# make test, make bench, make lint, make sanitize, make mutants: each makes the environment and the build it needs.
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
@@ -13,6 +13,7 @@ CXX_FILES = $(wildcard csrc/*.* csrc/*/*.* tests/*.cpp tests/sanitize/*.cpp test
 SOURCES = setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: test bench lint format sanitize build wheel cuda-build gpu-check clean
+.PHONY: test bench lint format sanitize mutants build wheel cuda-build clean
 
 test: build
 	$(BIN)/python -m pytest
@@ -35,6 +36,11 @@ format: $(VENV)/.ready
 # The kernels alone, without torch, under the compiler's checkers.
 sanitize:
 	$(MAKE) -C tests/sanitize CXX=$(CXX)
+
+# Small faults put into the CUDA kernels and the cells, one at a time: are they found? MUTANTS="--sample 60 --seed 1"
+# tries some of them, MUTANTS="--file cells/gru.h" those of a file, MUTANTS=--help says more.
+mutants: build
+	cd tests && PYTHONPATH=. ../$(BIN)/python -m mutants $(MUTANTS)
 
 build: $(VENV)/.built
 

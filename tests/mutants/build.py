@@ -20,8 +20,8 @@ from ptx.translate import translate
 
 from .operators import Mutant
 
-#: In the order in which mutants are tried: the later ones only have what the earlier ones have not.
-TYPES = ("float", "BFloat16", "double", "Float16")
+TYPES = ("float", "BFloat16", "double", "Float16")  # in the order in which mutants are tried
+LATE = ("double", "Float16")  # for mutants that change nothing of the others
 ARCH = "compute_80"
 Module = tuple[str, str]  # a source beneath csrc/, a storage type
 
@@ -123,11 +123,11 @@ def nvcc() -> str:
 
 def base(folder: Path, csrc: Path = emulated.CSRC, types: tuple[str, ...] = TYPES) -> Base:
     """Compiles everything as it is; what has not changed since the last time is there already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    cache, bench = Cache(folder / "cache", Path(nvcc())), Bench(folder / "base", csrc)
+    emulation = emulated.ROOT / "build" / "emulated"  # whose host code and runtime are the same
+    cache, bench = Cache(emulation / "ptx-cache", Path(nvcc())), Bench(folder / "base", csrc)
     runtime = [cache.runtime(path) for path in sorted(RUNTIME.glob("*.cpp")) if path.stem != "program"]
     sources = sorted(str(path.relative_to(csrc)) for path in (csrc / "cuda").glob("*.cu"))
-    made = Base(folder, csrc, sources, [*emulated.host_objects(emulated.ROOT / "build" / "emulated"), *runtime])
+    made = Base(folder, csrc, sources, [*emulated.host_objects(emulation), *runtime])
     for source in sources:
         contents = [(csrc / file).read_bytes() for file in sorted(includes(csrc, source))]
         made.host[source] = cache.folder / f"{Path(source).stem}-{digest([source], *contents)}-host.o"

@@ -1,4 +1,4 @@
-"""The verdict on a mutant: is it the same program to the compiler, or does a test tell it from the kernels as they are?"""
+"""The verdict on a mutant: is it the same to the compiler, or does a test tell it from the kernels as they are?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from ptx.build import BuildError
 
 from . import driver
-from .build import TYPES, Base, Bench, Module, affected, code_of, kernel_names
+from .build import LATE, TYPES, Base, Bench, Module, affected, code_of, kernel_names
 from .operators import Mutant
 
 SECONDS = 600  # that a mutant's tests may take; the unchanged kernels take a few dozen
@@ -78,6 +78,8 @@ def outcome_of(base: Base, bench: Bench, table: Path, sources: Sequence[str]) ->
     library = bench.folder / "mutant.so"
     for module in sorted(base.ptx, key=lambda m: (TYPES.index(m[1]), len(base.ptx[m]))):
         source, storage = module
+        if objects and storage in LATE:
+            break
         if source not in sources or (text := bench.ptx(module)) == base.ptx[module]:
             continue
         if source not in host and kernel_names(text) != kernel_names(base.ptx[module]):
