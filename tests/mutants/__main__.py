@@ -24,7 +24,7 @@ from rich.table import Table
 from . import build
 from .judge import Verdict, judge, record
 from .operators import Mutant, mutants
-from .survivors import explanation
+from .survivors import explanation, out_of_date
 
 FOLDER = emulated.ROOT / "build" / "mutants"
 CELLS = ("cells/activations.h", "cells/gru.h", "cells/lstm.h")
@@ -123,6 +123,8 @@ def main() -> int:
         for mutant in chosen:
             print(f"{mutant.id} {mutant.kind}\n  - {mutant.was}\n  + {mutant.becomes}")
         return 0
+    for known in out_of_date(chosen) if asked.sample is None else ():
+        console.print(f"out of date in survivors.py: {known.file}: {known.was}", markup=False, style="red")
     judged: list[Judged] = []
     for mutant, verdict in verdicts(chosen, asked.jobs):
         judged.append((mutant, verdict))

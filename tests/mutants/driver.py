@@ -87,8 +87,9 @@ def results(case: Case) -> dict[str, Any]:
     given = cases.data(case, 0)
     module = cases.build(case, lstm_fused, case.dtype)
     for name, parameter in module.named_parameters():
-        parameter.data = torch.from_numpy(given.parameters[name]).to(case.dtype)
-    a = {name: torch.from_numpy(array).to(case.dtype) for name, array in given.arrays.items()}
+        parameter.data = torch.from_numpy(given.parameters[name]).to(case.dtype).clone()
+    # Copies: only torch's own memory is known as the device's.
+    a = {name: torch.from_numpy(array).to(case.dtype).clone() for name, array in given.arrays.items()}
     hx: Any = ((a["h0"], a["c0"]) if case.cell == "lstm" else a["h0"]) if case.hx else None
     with torch.no_grad():
         lengths = torch.tensor(given.lengths) if case.packed else None
