@@ -107,7 +107,7 @@ def test_planted_faults_are_found(
 
 
 def test_what_the_compiler_cannot_tell_apart_is_no_mutant(workplace: tuple[build.Base, build.Bench, Path]) -> None:
-    file = "cuda/forward.cuh"
+    file = "cuda/backward.cuh"
     text = (emulated.CSRC / file).read_text()
     at = text.index("if (")
     same = Mutant(file, 1, 1, "none", "", "", at, at + 2, "/* the same */ if")

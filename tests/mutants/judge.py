@@ -78,7 +78,7 @@ def outcome_of(base: Base, bench: Bench, table: Path, sources: Sequence[str]) ->
     library = bench.folder / "mutant.so"
     for module in sorted(base.ptx, key=lambda m: (TYPES.index(m[1]), len(base.ptx[m]))):
         source, storage = module
-        if objects and storage in LATE:
+        if storage in LATE and any(changed not in LATE for _, changed in objects):
             break
         if source not in sources or (text := bench.ptx(module)) == base.ptx[module]:
             continue
