@@ -8,7 +8,7 @@ import emulated
 import pytest
 from mutants import build, judge
 from mutants.operators import Mutant, mutants
-from mutants.survivors import Survivor, explanation, out_of_date
+from mutants.survivors import Survivor, explained, out_of_date
 from mutants.text import masked
 
 TEXT = """\
@@ -74,7 +74,7 @@ def test_a_mutant_changes_its_place_alone() -> None:
 def test_an_explanation_is_of_one_change_alone() -> None:
     first, second, *_ = mutants("f.cuh", TEXT)
     known = [Survivor("f.cuh", first.was, (first.becomes,), "because")]
-    assert explanation(first, known) == "because" and explanation(second, known) == ""
+    assert explained([first, second, first], known) == [(first, "because"), (second, ""), (first, "")]
     assert out_of_date([first], known) == [] and out_of_date([second], known) == known
 
 

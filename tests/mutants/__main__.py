@@ -24,7 +24,7 @@ from rich.table import Table
 from . import build
 from .judge import Verdict, judge, record
 from .operators import Mutant, mutants
-from .survivors import explanation, out_of_date
+from .survivors import explained, explanation, out_of_date
 
 FOLDER = emulated.ROOT / "build" / "mutants"
 CELLS = ("cells/activations.h", "cells/gru.h", "cells/lstm.h")
@@ -83,7 +83,7 @@ def verdicts(chosen: Sequence[Mutant], jobs: int) -> Iterator[Judged]:
 
 def show(judged: Sequence[Judged]) -> int:
     """Prints the survivors, the table of files and the totals; returns the exit status."""
-    survived = sorted((m, explanation(m)) for m, v in judged if v.outcome == "survived")
+    survived = explained(sorted(m for m, v in judged if v.outcome == "survived"))
     for mutant, why in survived:
         console.print(f"{mutant.id} {mutant.kind}\n  - {mutant.was}\n  + {mutant.becomes}", markup=False)
         console.print(f"  {why or 'unexplained'}", style="dim" if why else "red", markup=False)
