@@ -109,6 +109,7 @@ def row(table: Table, name: str, found: Sequence[Verdict]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
     parser.add_argument("--file", action="append", help="only this file beneath csrc/ (several are possible)")
+    parser.add_argument("--match", help="only those whose place, kind or new line has this text: cuda/product.cuh:82")
     parser.add_argument("--sample", type=int, help="so many of them, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--list", action="store_true", help="print them and judge none")
@@ -117,13 +118,15 @@ def main() -> int:
     if why := emulated.why_not():
         raise SystemExit(f"mutants: no emulation: {why}")
     chosen = [m for file in asked.file or files() for m in mutants(file, (emulated.CSRC / file).read_text())]
+    if asked.match is not None:
+        chosen = [m for m in chosen if asked.match in f"{m.id} {m.kind} {m.becomes}"]
     if asked.sample is not None and asked.sample < len(chosen):
         chosen = sorted(random.Random(asked.seed).sample(chosen, asked.sample))
     if asked.list:
         for mutant in chosen:
             print(f"{mutant.id} {mutant.kind}\n  - {mutant.was}\n  + {mutant.becomes}")
         return 0
-    for known in out_of_date(chosen) if asked.sample is None else ():
+    for known in out_of_date(chosen) if asked.sample is None and asked.match is None else ():
         console.print(f"out of date in survivors.py: {known.file}: {known.was}", markup=False, style="red")
     judged: list[Judged] = []
     for mutant, verdict in verdicts(chosen, asked.jobs):
