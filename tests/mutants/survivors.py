@@ -48,7 +48,7 @@ SURVIVORS = (
         "cuda/forward.cuh",
         "if (kind == Kind::grid) cooperative_groups::this_grid().sync();",
         ("if (true) cooperative_groups::this_grid().sync();",),
-        "Not modelled by tests/ptx: a grid's sync() fails on a device in a launch that is not cooperative, and runs there.",
+        "Not modelled: on a device a grid's sync() fails in a launch that is not cooperative; in tests/ptx it runs.",
     ),
     Survivor(
         "cuda/product.cuh",
