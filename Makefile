@@ -12,8 +12,7 @@ BENCH  ?= --grid quick --mode both
 CXX_FILES = $(wildcard csrc/*.* csrc/*/*.* tests/*.cpp tests/sanitize/*.cpp tests/ptx/runtime/*.* tests/ptx/programs/*.*)
 SOURCES = setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: test bench lint format sanitize build wheel cuda-build gpu-check clean
-.PHONY: test bench lint format sanitize mutants build wheel cuda-build clean
+.PHONY: test bench lint format sanitize mutants build wheel cuda-build gpu-check clean
 
 test: build
 	$(BIN)/python -m pytest

@@ -68,7 +68,7 @@ def test_cudnn_paths_of_rows() -> None:
 
 def test_plans_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert card.plan(parse_case("100,16,8,8", "lstm"), "inference", "float32", H100) == "block"
-    assert card.plan(parse_case("9,16,8,9000", "lstm"), "training", "float16", T4) == "step"
+    assert card.plan(parse_case("9,16,8,9000", "lstm"), "training", "float16", T4) == "grid"
     assert card.both_ways("grid", "step", "training") == "grid, backward step"
     monkeypatch.setenv("LSTM_FUSED_CUDA_PLAN", "step")
     assert card.plan(parse_case("100,16,64,64", "lstm"), "inference", "tf32", H100) == "step"

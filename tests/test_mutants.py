@@ -93,8 +93,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[build.Base, bui
     ("file", "kind", "part"),
     [
         ("cells/lstm.h", "index", "s[1] = sigmoid"),
-        ("cuda/forward.cuh", "barrier", "meet("),
-        ("cuda/backward.cuh", "operator", "unit >= unit_end"),
+        ("cuda/block.cuh", "barrier", "__syncthreads"),
+        ("cuda/backward.cuh", "operator", "b >= row_end"),
     ],
 )
 def test_planted_faults_are_found(

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "stream.h"
+
 namespace lstm_fused::cuda {
 
 namespace {
@@ -29,6 +31,9 @@ Places places(const LayerShape& shape, const at::Tensor& table) {
 
 at::Tensor sequence_table(const LayerShape& shape, const at::Tensor& input) {
   if (!shape.packed()) return {};
+  TORCH_CHECK(shape.device_batch_sizes.defined() || !input.is_cuda() || !capturing(),
+              "batch_sizes: expected none in a CUDA graph, which would keep those of the host at its capture; pass a "
+              "padded batch and lengths on the device");
   if (shape.device_batch_sizes.defined()) {
     const at::Tensor sizes = shape.device_batch_sizes.to(at::kLong);
     return at::stack({sizes, sizes.cumsum(0) - sizes});

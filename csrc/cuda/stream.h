@@ -2,6 +2,7 @@
 #pragma once
 
 #ifndef LSTM_FUSED_CUDA_EMULATED
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -12,6 +13,15 @@ inline void* current_stream([[maybe_unused]] const at::Tensor& on) {
   return nullptr;
 #else
   return c10::cuda::getCurrentCUDAStream(on.device().index()).stream();
+#endif
+}
+
+// Whether the current stream's work is being captured for a CUDA graph, which will read again what lies on the host.
+inline bool capturing() {
+#ifdef LSTM_FUSED_CUDA_EMULATED
+  return false;
+#else
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
 #endif
 }
 

@@ -143,7 +143,8 @@ def plan(case: Case, mode: str, dtype: str, card: Card) -> str:
     def word(backward: bool) -> str:
         said: str = torch.ops.lstm_fused.cuda_plan(
             *(case.T, case.B, case.H, case.gates, storage, max(storage, 4)),
-            *(card.multiprocessors, card.shared_per_block, backward, forced),
+            *(card.multiprocessors, card.shared_per_block, card.capability >= (8, 0)),
+            *(dtype == "tf32", backward, forced),
         )
         return said.partition(",")[0]
 

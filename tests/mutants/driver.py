@@ -34,6 +34,9 @@ LIMIT = 100_000_000  # instructions of a launch, many times what any here takes
 Table = dict[str, tuple[dict[str, Any], dict[str, float]]]  # by case: the oracle's results, and how far ours may be
 
 
+torch.backends.cudnn.rnn.fp32_precision = "ieee"
+
+
 @dataclass(frozen=True)
 class Device:
     """Limits small enough that small layers meet them."""
@@ -43,25 +46,31 @@ class Device:
 
 
 LARGE, MEDIUM, SMALL = Device(132, 232448), Device(3, 16384), Device(3, 5120)
+# The same for 16-bit types, whose tiles are larger.
+MEDIUM_OF_TILES, SMALL_OF_TILES = Device(3, 40960), Device(3, 28672)
 
 
 def runs(dtype: torch.dtype) -> Iterator[tuple[Case, Device]]:
     """Layers and devices. Each shape is the least that reaches some part of the kernels."""
     from cases import CELLS, Case
 
+    tiled = dtype.itemsize == 2
+    medium, small = (MEDIUM_OF_TILES, SMALL_OF_TILES) if tiled else (MEDIUM, SMALL)
     for cell in CELLS:
         clips: dict[str, Any] = {"grad_clip": 0.05, "cell_clip": 0.2 if cell == "lstm" else None}
         given: dict[str, Any] = {"cell": cell, "I": 3, "dtype": dtype}
         # Rows that end at different times; some rows of the batch are beyond the first block of them.
-        yield Case(T=4, B=11, H=7, packed=True, bidirectional=True, **given), SMALL
+        yield Case(T=4, B=11, H=7, packed=True, bidirectional=True, **given), small
         # One row at a time, no state, no bias.
         yield Case(T=3, B=2, H=9, hx=False, bias=False, bidirectional=True, **given), LARGE
         # More units than a block's warps take at once, several passes over the source's columns.
-        yield Case(T=3, B=9, H=35, packed=True, **given), SMALL
+        yield Case(T=3, B=9, H=35, packed=True, **given), small
         # The same with weights that stay in shared memory.
-        yield Case(T=2, B=3, H=35, bidirectional=True, **given), MEDIUM
+        yield Case(T=2, B=3, H=35, bidirectional=True, **given), medium
         yield Case(T=3, B=3, H=5, gain=4.0, kept=True, bidirectional=True, **clips, **given), LARGE
-        yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), SMALL
+        yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), small
+        if tiled:  # rows of whole 16 bytes, more than a tile of them, and more tiles of units than warps
+            yield Case(T=2, B=17, H=40, **given), LARGE
         # Gates at their limits.
         yield Case(T=1, B=3, H=5, gain=300.0, **given), LARGE
 

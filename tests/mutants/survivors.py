@@ -29,28 +29,6 @@ SURVIVORS = (
         "Equivalent: a step -2 has no rows, so nothing is started for it.",
     ),
     Survivor(
-        "cuda/backward.cuh",
-        "if (plan.resident && weights[i]) weights[i] = product.behind_staged() + (first_of_warp + i - unit_begin) * K;",
-        (
-            "if (false) weights[i] = product.behind_staged() + (first_of_warp + i - unit_begin) * K;",
-            "if (plan.resident && weights[i]) ;",
-        ),
-        "Speed alone: the same weights, read from global memory where a copy is in shared memory.",
-    ),
-    Survivor(
-        "cuda/forward.cuh",
-        "else __syncthreads();",
-        ("else ;",),
-        "Equivalent: the next step stages its source before it reads what another warp has written, and begins that "
-        "with a barrier.",
-    ),
-    Survivor(
-        "cuda/forward.cuh",
-        "if (kind == Kind::grid) cooperative_groups::this_grid().sync();",
-        ("if (true) cooperative_groups::this_grid().sync();",),
-        "Not modelled: on a device a grid's sync() fails in a launch that is not cooperative; in tests/ptx it runs.",
-    ),
-    Survivor(
         "cuda/product.cuh",
         "__device__ void next_rows() { first_staged = -1; }",
         (
@@ -63,7 +41,7 @@ SURVIVORS = (
         "cuda/product.cuh",
         "__syncthreads();",
         (";",),
-        "Of the three, the one at the end of make_resident: every product begins with the barrier of its first "
+        "Of the three, the one at the end of keep_weights: every product begins with the barrier of its first "
         "staging, before it reads a weight. Without either of the other two the race detector speaks.",
     ),
 )

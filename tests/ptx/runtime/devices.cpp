@@ -13,15 +13,14 @@ namespace {
 
 constexpr u32 KiB = 1024;
 
-// From the CUDA C++ Programming Guide, "Compute Capabilities", and the devices' data sheets (SMs);
-// "small" is nobody's: what fits on others does not fit on it.
+// From the CUDA C++ Programming Guide, "Compute Capabilities", and the devices' data sheets (SMs).
 constexpr DeviceLimits devices[] = {
     {"T4", 7, 5, 40, 1024, 64 * KiB, 64 * KiB},         {"A100", 8, 0, 108, 2048, 164 * KiB, 163 * KiB},
     {"A10", 8, 6, 72, 1536, 100 * KiB, 99 * KiB},       {"RTX3090", 8, 6, 82, 1536, 100 * KiB, 99 * KiB},
     {"L4", 8, 9, 58, 1536, 100 * KiB, 99 * KiB},        {"L40S", 8, 9, 142, 1536, 100 * KiB, 99 * KiB},
     {"RTX4090", 8, 9, 128, 1536, 100 * KiB, 99 * KiB},  {"H100", 9, 0, 132, 2048, 228 * KiB, 227 * KiB},
     {"H200", 9, 0, 132, 2048, 228 * KiB, 227 * KiB},    {"B200", 10, 0, 148, 2048, 228 * KiB, 227 * KiB},
-    {"RTX5090", 12, 0, 170, 1536, 100 * KiB, 99 * KiB}, {"small", 8, 0, 6, 2048, 41 * KiB, 40 * KiB},
+    {"RTX5090", 12, 0, 170, 1536, 100 * KiB, 99 * KiB},
 };
 
 }  // namespace
