@@ -59,7 +59,9 @@ def test_the_whole_check_on_the_emulated_device(tmp_path: Path) -> None:
     assert steps["tests"]["passed"] >= 16 and not steps["tests"]["failed"]
     rows = [row for run in steps["benchmark"]["runs"].values() for row in run["report"]["rows"]]
     assert [row["timed"] for row in rows] == ["wall clock"] * 2 + ["wall clock, no graph"]
-    assert all(row["difference"]["relative"] < 1e-5 and row["plan"] == "block" for row in rows)
+    assert all(row["plan"] == "block" for row in rows)
+    differences = [row["difference"]["relative"] for row in rows]
+    assert max(differences[:2]) < 1e-6 < differences[2] < 2e-3, "the last is of tf32"
     page = (tmp_path / "gpu-check.md").read_text()
     for expected in ("emulated device: not a speed", "LSTM 3x2 4>8", "PERSIST_SMALL_H", "PTX_CHECK=all: passed"):
         assert expected in page
