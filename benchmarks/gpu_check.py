@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from gpu_environment import ROOT, Environment, find_environment, find_program, tail
 from gpu_report import markdown, sanitizer_errors, summary_of_tests
 
-TESTS = ("test_cuda.py", "test_cuda_device.py")
+TESTS = ("test_cuda.py", "test_cuda_device.py", "test_cuda_lengths.py")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 #: Bounds of one row's measurement in seconds, so that a dtype's 64 rows take half a minute.
 ROW_BUDGET = "0.3"

@@ -197,16 +197,7 @@ MEMORY = [case for case in test_limits.MEMORY if not case.proj]
 @pytest.mark.parametrize("case", MEMORY, ids=lambda c: c.id)
 def test_saved_tensors(case: Case, device: str) -> None:
     """Autograd holds the inputs, the output, gates and cells, and no other storage: as on the CPU."""
-    a = raw.arguments(case, device=device)
-    saved = test_limits.Saved()
-    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-        outputs = a.call()
-    given = {t.untyped_storage().data_ptr() for t in a.tensors}
-    if a.batch_sizes is not None:
-        given.add(a.batch_sizes.untyped_storage().data_ptr())
-    own = {address: n for address, n in saved.bytes.items() if address not in given}
-    allowed = test_limits.allowed_bytes(case, outputs[0].numel() // (case.D * case.P))
-    assert sum(own.values()) == allowed["gates"] + allowed["cells"] + allowed["output"], (own, allowed)
+    test_limits.check_saved_tensors(raw.arguments(case, device=device), case)
 
 
 @each_case

@@ -30,7 +30,6 @@ def environment() -> dict[str, str]:
         ("test_tracing.py", "opcheck"),
         ("test_segments.py", "parts_run_apart"),
         ("test_vmap.py", "per_sample"),
-        ("test_cuda_tf32.py", "tf32"),
         ("test_cuda_lengths.py", "test"),
         ("test_cuda.py", "test"),
         ("test_cuda_device.py", "test"),

@@ -229,10 +229,8 @@ class Saved:
         return tensor
 
 
-@pytest.mark.parametrize("case", MEMORY, ids=lambda c: c.id)
-def test_saved_tensors(case: Case) -> None:
+def check_saved_tensors(a: raw.Arguments, case: Case) -> None:
     """Between forward and backward autograd holds the inputs, the output, gates and cells, and no other storage."""
-    a = raw.arguments(case)
     saved = Saved()
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         outputs = a.call()
@@ -242,6 +240,11 @@ def test_saved_tensors(case: Case) -> None:
     own = {address: n for address, n in saved.bytes.items() if address not in given}
     allowed = allowed_bytes(case, outputs[0].numel() // (case.D * case.P))
     assert sum(own.values()) == allowed["gates"] + allowed["cells"] + allowed["output"], (own, allowed)
+
+
+@pytest.mark.parametrize("case", MEMORY, ids=lambda c: c.id)
+def test_saved_tensors(case: Case) -> None:
+    check_saved_tensors(raw.arguments(case), case)
 
 
 @pytest.mark.parametrize("case", MEMORY, ids=lambda c: c.id)

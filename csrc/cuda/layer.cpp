@@ -234,15 +234,17 @@ struct DirectionGradients {
   void weights(Tensors& results, const std::vector<bool>& needed, std::size_t first, const at::Tensor& dh_n,
                const RowSums& sum) const {
     if (needed[first]) results[first] = sum(input_columns(), x);
-    const at::Tensor d_u = recurrent_columns(shape, d_gates);
+    const std::size_t last = first + shape.weights_per_direction() - 1;
+    const bool bias_h = shape.bias && needed[first + 3], projection = shape.projected && needed[last];
+    at::Tensor d_u;
+    if (needed[first + 1] || bias_h || projection) d_u = recurrent_columns(shape, d_gates);
     if (needed[first + 1]) {
       const at::Tensor initial = h0.defined() ? h0 : at::zeros({shape.B, shape.P}, x.options());
       results[first + 1] = sum(d_u, previous_rows(shape, reverse(), table, output, initial));
     }
     if (shape.bias && needed[first + 2]) results[first + 2] = sum(input_columns());
-    if (shape.bias && needed[first + 3]) results[first + 3] = sum(d_u);
-    const std::size_t last = first + shape.weights_per_direction() - 1;
-    if (!shape.projected || !needed[last]) return;
+    if (bias_h) results[first + 3] = sum(d_u);
+    if (!projection) return;
     // dL/dh of every step: the output's, and through U the next step's, or dL/dh_n.
     at::Tensor d_h = previous_rows(shape, !reverse(), table, d_u.mm(w.w_hh), dh_n);
     if (d_output.defined()) d_h = d_h + d_output;
