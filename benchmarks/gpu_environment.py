@@ -84,6 +84,7 @@ class Environment:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=heed_interrupts,
             )
             status = wait(process, deadline, interrupt)
             output.seek(0)
@@ -92,6 +93,11 @@ class Environment:
     def said(self, command: Sequence[Any]) -> str:
         """What a short command prints."""
         return self.run(command, time.monotonic() + 20)[1].strip()
+
+
+def heed_interrupts() -> None:
+    """In a process about to start: nohup and a shell's background jobs pass on that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait(process: subprocess.Popen[Any], deadline: float, interrupt: bool) -> str:
