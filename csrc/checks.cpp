@@ -79,6 +79,30 @@ void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, L
               shape.N);
 }
 
+void check_resets(const at::Tensor& input, const Resets& resets, const LayerOptions& options, LayerShape& shape) {
+  if (!resets.before.defined()) {
+    TORCH_CHECK(resets.states.empty(), "resets: expected a tensor beside reset states, got none");
+    return;
+  }
+  TORCH_CHECK(!shape.packed(), "resets: expected none beside batch_sizes, got some");
+  TORCH_CHECK(!options.recompute, "recompute: expected False beside resets, got True");
+  const at::Tensor& before = resets.before;
+  TORCH_CHECK(before.device() == input.device(), "resets: expected device ", input.device(), " as input's, got ",
+              before.device());
+  TORCH_CHECK(before.scalar_type() == at::kBool, "resets: expected dtype Bool, got ", before.scalar_type());
+  TORCH_CHECK(before.sizes() == at::IntArrayRef({shape.T, shape.B}), "resets: expected shape ",
+              at::IntArrayRef({shape.T, shape.B}), ", got ", before.sizes());
+  TORCH_CHECK(resets.states.empty() || static_cast<int>(resets.states.size()) == shape.states,
+              "reset states: expected ", shape.states, " tensors or none, got ", resets.states.size());
+  const char* const names[] = {"reset_h", "reset_c"};
+  for (std::size_t i = 0; i < resets.states.size(); ++i) {
+    const auto name = [&] { return names[i]; };
+    check_like_input(name, resets.states[i], input);
+    check_sizes(name, resets.states[i], {shape.D, i == 0 ? shape.P : shape.H}, i == 0 ? "(D, P)" : "(D, H)");
+  }
+  shape.resets = resets;
+}
+
 double check_clip(const char* name, const std::optional<double>& clip) {
   TORCH_CHECK(!clip || *clip > 0, name, ": expected a number above 0, or None, got ", clip.value_or(0));
   return clip.value_or(no_clip<double>);
@@ -130,7 +154,8 @@ std::vector<std::int64_t> LayerShape::output_sizes() const {
 }
 
 LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
-                       const std::optional<at::Tensor>& batch_sizes, const LayerOptions& options) {
+                       const std::optional<at::Tensor>& batch_sizes, const LayerOptions& options,
+                       const Resets& resets) {
   LayerShape shape;
   shape.cell = cell;
   shape.D = options.bidirectional ? 2 : 1;
@@ -166,6 +191,7 @@ LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::Ten
     check_like_input(name, states[i], input);
     check_sizes(name, states[i], {shape.D, shape.B, i == 0 ? shape.P : shape.H}, i == 0 ? "(D, B, P)" : "(D, B, H)");
   }
+  check_resets(input, resets, options, shape);
   return shape;
 }
 

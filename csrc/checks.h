@@ -37,6 +37,12 @@ struct LayerOptions {
   bool recompute = false;                      // no gates are kept for backward
 };
 
+// Where rows of a batch begin anew, and in which state.
+struct Resets {
+  at::Tensor before;               // bool [T, B]: before which steps; undefined: nowhere
+  std::vector<at::Tensor> states;  // [D, P] and, beside a cell state, [D, H]; none: zero
+};
+
 // What forward keeps for backward.
 enum class Save { nothing, states, gates };
 
@@ -53,6 +59,7 @@ struct LayerShape {
   std::shared_ptr<const std::vector<std::int64_t>> unwrapped_batch_sizes;
   std::vector<std::int64_t> offsets;          // [T] for packed data, else empty
   at::Tensor device_batch_sizes;              // int32 [T] in their place, whose values the host does not know
+  Resets resets;
 
   bool packed() const { return batch_sizes || device_batch_sizes.defined(); }
   int weights_per_direction() const { return 2 + (bias ? 2 : 0) + (projected ? 1 : 0); }
@@ -65,7 +72,8 @@ class NoAutocast {
 };
 
 LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
-                       const std::optional<at::Tensor>& batch_sizes, const LayerOptions& options);
+                       const std::optional<at::Tensor>& batch_sizes, const LayerOptions& options,
+                       const Resets& resets = {});
 
 DirectionWeights direction_weights(const LayerShape& shape, at::TensorList weights, int direction);
 

@@ -5,9 +5,10 @@
 // (S = 4: i f g o, or r z n and U_n h + b_hn) in the input's dtype and, for the LSTM, c_t [N, H] in float32
 // (float64 for float64 input), which has a derivative of its own; with `recompute` c_t alone. backward with `samples`
 // sums the weights' gradients for each sample apart, [samples, *] each; row b*samples + v belongs to sample v.
-// `reference` is layer out of ATen operations. `segments` is what lengths and resets make of a padded batch;
-// `take_rows` and `put_rows` bring a padded batch there and back. `packed_layer` is layer on weights that `pack` has
-// rearranged; it has no derivative.
+// `resets`, bool [T, B], says before which steps rows begin anew, from reset_h [D, P] and reset_c [D, H] or zeros,
+// whose gradients follow those of the weights. `reference` is layer out of ATen operations. `segments` is what lengths
+// and resets make of a padded batch; `take_rows` and `put_rows` bring a padded batch there and back. `packed_layer` is
+// layer on weights that `pack` has rearranged; it has no derivative.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -53,36 +54,53 @@ struct Cpu {
 };
 
 #ifdef LSTM_FUSED_CUDA
+void check_no_resets(const LayerShape& shape) {
+  TORCH_CHECK(!shape.resets.before.defined(),
+              "resets: expected none on CUDA, where segments take their place, got some");
+}
+
 struct Cuda {
   static Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                          at::TensorList weights, Save save) {
+    check_no_resets(shape);
     return cuda::layer_forward(shape, input, states, weights, save);
   }
   static Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
                           at::TensorList weights, const at::Tensor& output, at::TensorList saved,
                           const std::vector<bool>& needed, std::int64_t samples) {
+    check_no_resets(shape);
     return cuda::layer_backward(shape, grads, input, states, weights, output, saved, needed, samples);
   }
 };
 #endif
 
+#ifdef LSTM_FUSED_CUDA_EMULATED  // tests: tensors in the host's memory stand for a device's
+using OnCpu = Cuda;
+#else
+using OnCpu = Cpu;
+#endif
+
 template <class Backend>
 Tensors layer_on(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                  const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
-                 std::optional<double> grad_clip, bool recompute) {
+                 std::optional<double> grad_clip, bool recompute, const OptionalTensor& resets,
+                 const OptionalTensor& reset_h, const OptionalTensor& reset_c) {
   const NoAutocast no_autocast;
   const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
-  return Backend::forward(check_layer(cell, input, states, weights, batch_sizes, options), input, states, weights,
+  const Resets cuts = make_resets(resets, reset_h, reset_c);
+  return Backend::forward(check_layer(cell, input, states, weights, batch_sizes, options, cuts), input, states, weights,
                           Save::nothing);
 }
 
 template <class Backend>
 Tensors forward_on(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                    const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
-                   std::optional<double> grad_clip, bool recompute) {
+                   std::optional<double> grad_clip, bool recompute, const OptionalTensor& resets,
+                   const OptionalTensor& reset_h, const OptionalTensor& reset_c) {
   const NoAutocast no_autocast;
   const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
-  return Backend::forward(check_layer(cell, input, states, weights, batch_sizes, options), input, states, weights,
+  const Resets cuts = make_resets(resets, reset_h, reset_c);
+  return Backend::forward(check_layer(cell, input, states, weights, batch_sizes, options, cuts), input, states, weights,
                           recompute ? Save::states : Save::gates);
 }
 
@@ -146,18 +164,19 @@ template <class Backend>
 Tensors backward_on(const std::string& cell, const c10::List<OptionalTensor>& grads, const at::Tensor& input,
                     at::TensorList states, at::TensorList weights, const OptionalTensor& batch_sizes,
                     bool bidirectional, std::optional<double> cell_clip, std::optional<double> grad_clip,
-                    const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed,
-                    std::int64_t samples) {
+                    const at::Tensor& output, at::TensorList saved, const c10::List<bool>& needed, std::int64_t samples,
+                    const OptionalTensor& resets, const OptionalTensor& reset_h, const OptionalTensor& reset_c) {
   const NoAutocast no_autocast;
   const LayerOptions options{bidirectional, cell_clip, grad_clip};
-  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options);
+  const Resets cuts = make_resets(resets, reset_h, reset_c);
+  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options, cuts);
   Tensors defined_grads;
   for (const OptionalTensor& grad : grads) defined_grads.push_back(grad.value_or(at::Tensor()));
   std::vector<bool> wanted;
   for (const bool want : needed) wanted.push_back(want);
   check_backward(shape, defined_grads, input, output, saved);
-  TORCH_CHECK(wanted.size() == 1 + states.size() + weights.size(), "needed: expected ",
-              1 + states.size() + weights.size(), " values, got ", wanted.size());
+  const std::size_t inputs = 1 + states.size() + weights.size() + cuts.states.size();
+  TORCH_CHECK(wanted.size() == inputs, "needed: expected ", inputs, " values, got ", wanted.size());
   TORCH_CHECK(samples == 0 || (samples > 0 && shape.B % samples == 0), "samples: expected a divisor of ", shape.B,
               " rows, got ", samples);
   Tensors dense;  // as forward made them, unless vmap or a hook has been at them
@@ -187,7 +206,7 @@ Tensors step_as_layer(const std::string& cell, const at::Tensor& input, at::Tens
   static const auto layer =
       c10::Dispatcher::singleton().findSchemaOrThrow("lstm_fused::layer", "").typed<decltype(layer_on<Cpu>)>();
   Tensors results = layer.call(cell, input.unsqueeze(0), with_leading_axis(states), weights, std::nullopt, false,
-                               std::nullopt, std::nullopt, false);
+                               std::nullopt, std::nullopt, false, std::nullopt, std::nullopt, std::nullopt);
   results.erase(results.begin());
   for (at::Tensor& state : results) state = state.squeeze(0);
   return results;
@@ -215,9 +234,11 @@ Tensors step_autograd(const std::string& cell, const at::Tensor& input, at::Tens
 
 Tensors reference_op(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                      const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip,
-                     std::optional<double> grad_clip, bool recompute) {
+                     std::optional<double> grad_clip, bool recompute, const OptionalTensor& resets,
+                     const OptionalTensor& reset_h, const OptionalTensor& reset_c) {
   const LayerOptions options{bidirectional, cell_clip, grad_clip, recompute};
-  Tensors results = reference_layer(cell, input, states, weights, batch_sizes, options);
+  Tensors results =
+      reference_layer(cell, input, states, weights, batch_sizes, options, make_resets(resets, reset_h, reset_c));
   results.resize(1 + find_cell(cell).states());
   return results;
 }
@@ -258,13 +279,13 @@ TORCH_LIBRARY(lstm_fused, m) {
   for (const std::string name : {"layer", "forward", "reference"}) {
     const std::string schema = name +
                                "(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, bool "
-                               "bidirectional, float? cell_clip=None, float? grad_clip=None, bool recompute=False) "
-                               "-> Tensor[]";
+                               "bidirectional, float? cell_clip=None, float? grad_clip=None, bool recompute=False, "
+                               "Tensor? resets=None, Tensor? reset_h=None, Tensor? reset_c=None) -> Tensor[]";
     m.def(schema.c_str());
   }
   m.def("backward(str cell, Tensor?[] grads, Tensor input, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, "
         "bool bidirectional, float? cell_clip, float? grad_clip, Tensor output, Tensor[] saved, bool[] needed, "
-        "int samples=0) -> Tensor[]");
+        "int samples=0, Tensor? resets=None, Tensor? reset_h=None, Tensor? reset_c=None) -> Tensor[]");
   m.def("pack(str cell, Tensor[] weights, bool bidirectional) -> Tensor[]");
   m.def("packed_layer(str cell, Tensor input, Tensor[] states, Tensor[] weights, Tensor[] packed, str isa, "
         "Tensor? batch_sizes, bool bidirectional, float? cell_clip=None) -> Tensor[]");
@@ -273,6 +294,8 @@ TORCH_LIBRARY(lstm_fused, m) {
         "bool bidirectional) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("take_rows(Tensor[] sources, Tensor rows, SymInt first=0) -> Tensor");
   m.def("put_rows(Tensor values, Tensor rows, SymInt[] size, SymInt first=0) -> Tensor");
+  // The kinds of device whose kernels take resets; on others segments take their place.
+  m.def("resets_on() -> str[]", [] { return std::vector<std::string>(std::is_same_v<OnCpu, Cpu> ? 1 : 0, "cpu"); });
   m.def("isa() -> str", [] { return std::string(active_isa().name); });
   m.def("isas_compiled() -> str[]", compiled_isas);
   m.def("isas_available() -> str[]", available_isas);
@@ -285,10 +308,7 @@ TORCH_LIBRARY(lstm_fused, m) {
   m.def("why_no_cuda() -> str", why_no_cuda);
 }
 
-#ifdef LSTM_FUSED_CUDA_EMULATED  // tests: tensors in the host's memory stand for a device's
-using OnCpu = Cuda;
-#else
-using OnCpu = Cpu;
+#ifndef LSTM_FUSED_CUDA_EMULATED
 TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) { m.impl("step", step_cpu); }
 #ifdef LSTM_FUSED_CUDA
 TORCH_LIBRARY_IMPL(lstm_fused, CUDA, m) {

@@ -46,6 +46,12 @@ struct Sequence {
     if (reverse) return t == 0 ? 0 : active(t);
     return t + 1 < steps ? active(t + 1) : 0;
   }
+  // Whether row b begins anew at step t. `resets` [T, B] says before which steps, in time, it is cut; in reverse, what
+  // follows the cut came first.
+  LSTM_FUSED_ANYWHERE bool begins_anew(const bool* resets, std::int64_t t, std::int64_t b) const {
+    const std::int64_t cut = reverse ? t + 1 : t;
+    return resets && cut < steps && resets[cut * batch + b];
+  }
 };
 
 // A worker's part: one of every row_step rows, of the first ones number first_row, and a range of units (and of outputs
@@ -92,6 +98,9 @@ struct ForwardArgs {
   const Compute* bias_h = nullptr;       // [G*H] or null
   const Compute* h0 = nullptr;           // [B, P]; null: zero
   const Compute* c0 = nullptr;           // [B, H]; null: zero
+  const bool* resets = nullptr;          // [T, B], see Sequence::begins_anew; null: nowhere
+  const Compute* reset_h = nullptr;      // [P], the state of rows that begin anew; null: zero
+  const Compute* reset_c = nullptr;      // [H]; null: zero
   std::int64_t chunk_steps = 1;          // steps whose W x is computed together
   bool gates_in_place = false;           // W x stands where the saved gates will: input_gates is saved
   Compute* input_gates = nullptr;        // [N, input_ld] in place, else [chunk_steps * B, input_ld]
@@ -121,11 +130,16 @@ struct BackwardArgs {
   std::int64_t output_ld = 0;
   const Storage* h0 = nullptr;           // [B, P]; null: zero
   const Compute* c0 = nullptr;           // [B, H]; null: zero
+  const bool* resets = nullptr;          // forward's
+  const Storage* reset_h = nullptr;      // [P]; null: zero
+  const Compute* reset_c = nullptr;      // [H]; null: zero
   const Storage* d_output = nullptr;     // [N, d_output_ld]; null: zero
   std::int64_t d_output_ld = 0;
   const Compute* d_cells = nullptr;      // [N, H]: dL/dc_t but by what follows from it; null: zero
   Compute* dh = nullptr;                 // [B, P]: dL/dh_n on entry, dL/dh0 at the end
   Compute* dc = nullptr;                 // [B, H]: dL/dc_n on entry, dL/dc0 at the end
+  Compute* d_reset_h = nullptr;          // [B, P]: dL/dreset_h of each row is added to it; null: not needed
+  Compute* d_reset_c = nullptr;          // [B, H]
   bool need_dh0 = true;                  // else the product of the first step is left out
   Compute* d_gates = nullptr;            // [N, row_stride(S*H)]: gradients before the activations
   Compute* d_projected = nullptr;        // [N, row_stride(P)]: dL/dh_t; only with a projection
@@ -153,6 +167,7 @@ struct OuterSumArgs {
   std::int64_t left_ld = 0;
   const Compute* right = nullptr;  // [N, right_ld], of which `outputs` columns
   std::int64_t right_ld = 0;
+  const Compute* const* right_rows = nullptr;  // instead of `right`: where its rows lie, each right_ld-th of these
   Compute* out = nullptr;  // [rows, outputs]
   bool add = false;
 };

@@ -62,6 +62,7 @@ class Direction {
     at::Tensor h0;                  // [N, P]
     at::Tensor dh, unprojected;     // [N, P], [N, H]: only with a projection
     at::Tensor d_initial[2];        // [B, P], [B, H]
+    at::Tensor d_resets[2];         // [B, P], [B, H]: by row; undefined without resets
   };
 
   Direction(const LayerShape& shape, const at::Tensor& rows, at::TensorList states, at::TensorList weights, int index)
@@ -75,6 +76,7 @@ class Direction {
     };
     h = initial(0, shape.P);
     if (Cell::carries_cell) c = initial(1, shape.H);
+    for (const at::Tensor& state : shape.resets.states) reset_states.push_back(to_compute(state.select(0, index)));
     steps.resize(shape.T);
   }
 
@@ -106,6 +108,11 @@ class Direction {
     const Tensors d_outputs = d_output.defined() ? by_step(d_output) : Tensors(shape.T);
     const Tensors d_all_cells = d_cells.defined() ? by_step(d_cells) : Tensors(shape.T);
     Tensors d_x(shape.T), d_u(shape.T), h0(shape.T), d_projected(shape.T), unprojected(shape.T);
+    at::Tensor d_resets[2];
+    if (shape.resets.before.defined()) {
+      d_resets[0] = at::zeros_like(dh);
+      if (dc.defined()) d_resets[1] = at::zeros_like(dc);
+    }
     for (std::int64_t i = shape.T - 1; i >= 0; --i) {
       const std::int64_t t = time.time(i), rows = step_sizes[t];
       const Step& step = steps[t];
@@ -128,8 +135,10 @@ class Direction {
       if (direct.defined()) dh0 = dh0 + direct;
       dh = with_first_rows(dh0, dh);
       if (dc.defined()) dc = with_first_rows(dc1, dc);
+      give_at_cut(t, dh, d_resets[0]);
+      if (dc.defined()) give_at_cut(t, dc, d_resets[1]);
     }
-    Gradients result{at::cat(d_x), {}, at::cat(h0), {}, {}, {dh, dc}};
+    Gradients result{at::cat(d_x), {}, at::cat(h0), {}, {}, {dh, dc}, {d_resets[0], d_resets[1]}};
     result.d_u = same_columns() ? result.d_x : at::cat(d_u);
     if (shape.projected) {
       result.dh = at::cat(d_projected);
@@ -149,11 +158,32 @@ class Direction {
     for (std::int64_t i = 0; i < shape.T; ++i) {
       const std::int64_t t = time.time(i), rows = step_sizes[t];
       Step& step = steps[t];
-      step.h0 = first_rows(h, rows);
-      if (Cell::carries_cell) step.c0 = first_rows(c, rows);
+      step.h0 = first_rows(cut(t, h, 0), rows);
+      if (Cell::carries_cell) step.c0 = first_rows(cut(t, c, 1), rows);
       h = with_first_rows(f(t, step), h);
       if (Cell::carries_cell) c = with_first_rows(step.c1, c);
     }
+  }
+
+  // Which rows begin anew at step t, [B, 1], as Sequence::begins_anew has it; undefined: none.
+  at::Tensor begins_anew(std::int64_t t) const {
+    const std::int64_t at = time.reverse ? t + 1 : t;
+    if (!shape.resets.before.defined() || at == shape.T) return {};
+    return shape.resets.before.select(0, at).unsqueeze(1);
+  }
+  // State number i before step t.
+  at::Tensor cut(std::int64_t t, const at::Tensor& state, std::size_t i) const {
+    const at::Tensor rows = begins_anew(t);
+    if (!rows.defined()) return state;
+    return reset_states.empty() ? state.masked_fill(rows, 0) : at::where(rows, reset_states[i], state);
+  }
+  // Takes the gradients of states that begin anew at step t out of d_state, and adds them to d_reset.
+  void give_at_cut(std::int64_t t, at::Tensor& d_state, at::Tensor& d_reset) const {
+    const at::Tensor rows = begins_anew(t);
+    if (!rows.defined()) return;
+    const at::Tensor given = d_state.masked_fill(rows.logical_not(), 0);
+    d_reset = d_reset + given;
+    d_state = d_state.masked_fill(rows, 0);
   }
 
   // Whether the gradients at U h are those at W x.
@@ -174,6 +204,7 @@ class Direction {
   const LayerShape& shape;
   const int index;
   const at::Tensor x;  // [N, I]
+  Tensors reset_states;  // [P], [H], or none
   Sequence time;
   std::vector<std::int64_t> step_sizes;  // [T]
   std::vector<Step> steps;               // [T]
@@ -208,7 +239,8 @@ Tensors backward(const LayerShape& shape, const BackwardCall& call) {
   };
   const RowSums sum{call.samples};
   const std::size_t S = call.states.size();
-  Tensors results(call.needed.size()), d_initial[2];
+  const std::size_t first_reset = 1 + S + call.weights.size();
+  Tensors results(call.needed.size()), d_initial[2], d_resets[2];
   for (int d = 0; d < shape.D; ++d) {
     Direction<Cell> direction(shape, rows, call.states, call.weights, d);
     direction.forward();
@@ -216,7 +248,10 @@ Tensors backward(const LayerShape& shape, const BackwardCall& call) {
         direction.backward(call.grads[0].defined() ? columns(call.grads[0], d) : at::Tensor(),
                            Cell::carries_cell ? call.grads[3 + d] : at::Tensor(), state_gradient(1, shape.P, d),
                            Cell::carries_cell ? state_gradient(2, shape.H, d) : at::Tensor());
-    for (int i = 0; i < shape.states; ++i) d_initial[i].push_back(g.d_initial[i]);
+    for (int i = 0; i < shape.states; ++i) {
+      d_initial[i].push_back(g.d_initial[i]);
+      if (g.d_resets[i].defined()) d_resets[i].push_back(sum(g.d_resets[i]));
+    }
     if (call.needed[0]) {
       const at::Tensor d_rows = g.d_x.matmul(direction.w.w_ih);
       results[0] = results[0].defined() ? results[0] + d_rows : d_rows;
@@ -232,6 +267,8 @@ Tensors backward(const LayerShape& shape, const BackwardCall& call) {
   if (call.needed[0]) results[0] = results[0].reshape(call.input.sizes());
   for (std::size_t i = 0; i < S; ++i)
     if (call.needed[1 + i]) results[1 + i] = at::stack(d_initial[i]);
+  for (std::size_t i = 0; i < call.resets.states.size(); ++i)
+    if (call.needed[first_reset + i]) results[first_reset + i] = at::stack(d_resets[i], -2);
   for (at::Tensor& result : results)
     if (result.defined()) result = result.to(call.input.scalar_type());
   return results;
@@ -247,9 +284,9 @@ void check_batch_sizes_known(const LayerShape& shape) {
 
 std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                         at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
-                                        const LayerOptions& options) {
+                                        const LayerOptions& options, const Resets& resets) {
   const NoAutocast no_autocast;
-  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options);
+  const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options, resets);
   check_batch_sizes_known(shape);
   Tensors results;
   host::with_cell(cell, [&](auto cell) { results = layer<decltype(cell)>(shape, input, states, weights); });
@@ -259,12 +296,12 @@ std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tenso
 std::vector<at::Tensor> reference_backward(const BackwardCall& call) {
   const NoAutocast no_autocast;
   const LayerShape shape =
-      check_layer(call.cell, call.input, call.states, call.weights, call.batch_sizes, call.options);
+      check_layer(call.cell, call.input, call.states, call.weights, call.batch_sizes, call.options, call.resets);
   check_batch_sizes_known(shape);
   const std::size_t grads = 1 + shape.states + (shape.states - 1) * shape.D;
-  TORCH_CHECK(call.grads.size() == grads && call.needed.size() == 1 + call.states.size() + call.weights.size(),
-              "lstm_fused::backward: expected ", grads, " grads and ", 1 + call.states.size() + call.weights.size(),
-              " values of needed, got ", call.grads.size(), " and ", call.needed.size());
+  const std::size_t inputs = 1 + call.states.size() + call.weights.size() + call.resets.states.size();
+  TORCH_CHECK(call.grads.size() == grads && call.needed.size() == inputs, "lstm_fused::backward: expected ", grads,
+              " grads and ", inputs, " values of needed, got ", call.grads.size(), " and ", call.needed.size());
   Tensors results;
   host::with_cell(call.cell, [&](auto cell) { results = backward<decltype(cell)>(shape, call); });
   return results;

@@ -15,7 +15,7 @@ namespace lstm_fused {
 // What `lstm_fused::layer` returns and, of a cell with a cell state, c_t per direction [N, H] in the compute type.
 std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tensor& input, at::TensorList states,
                                         at::TensorList weights, const std::optional<at::Tensor>& batch_sizes,
-                                        const LayerOptions& options);
+                                        const LayerOptions& options, const Resets& resets);
 
 // A call of `lstm_fused::backward`, tensors that are not there undefined.
 struct BackwardCall {
@@ -25,8 +25,9 @@ struct BackwardCall {
   std::vector<at::Tensor> states, weights;
   std::optional<at::Tensor> batch_sizes;
   LayerOptions options;
-  std::vector<bool> needed;  // of input, states, weights
+  std::vector<bool> needed;  // of input, states, weights, reset states
   std::int64_t samples = 0;
+  Resets resets;
 };
 
 // What `lstm_fused::backward` returns, undefined where it is not needed. Forward is done again, so that the result can

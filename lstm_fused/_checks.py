@@ -70,7 +70,7 @@ def padded(
     L: int,
     bidirectional: bool,
 ) -> None:
-    """Checks what comes with ``lengths`` or ``resets``, but for their shapes and values: the operator does that."""
+    """Checks what comes with ``lengths`` or ``resets``, but for lengths' shape and values: the operator does that."""
     if not isinstance(input, Tensor):
         got = type(input).__name__
         raise TypeError(f"{cell.upper()}: Expected input to be a padded Tensor beside lengths or resets, got {got}")
@@ -81,6 +81,8 @@ def padded(
     for name, value, kind in (("lengths", lengths, "int64 [B]"), ("resets", resets, "bool [T, B]")):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{cell.upper()}: Expected {name} to be a Tensor, {kind}, got {type(value).__name__}")
+    if isinstance(resets, Tensor) and resets.shape != input.shape[:2]:
+        raise RuntimeError(f"resets: expected shape {list(input.shape[:2])}, got {list(resets.shape)}")
     if not reset_state:
         return
     if resets is None:

@@ -63,6 +63,9 @@ def _fake_forward(
     cell_clip: float | None = None,
     grad_clip: float | None = None,
     recompute: bool = False,
+    resets: Tensor | None = None,
+    reset_h: Tensor | None = None,
+    reset_c: Tensor | None = None,
     save: bool = True,
 ) -> list[Tensor]:
     """What ``lstm_fused::forward`` returns, without values; without what it saves for backward, ``layer``."""
@@ -139,9 +142,12 @@ def _fake_backward(
     saved: Sequence[Tensor],
     needed: Sequence[bool],
     samples: int = 0,
+    resets: Tensor | None = None,
+    *reset_states: Tensor | None,
 ) -> list[Tensor]:
     shapes = [t.shape for t in (input, *states)]
-    shapes += [torch.Size((samples, *w.shape)) if samples else w.shape for w in weights]
+    summed = [*weights, *(s for s in reset_states if s is not None)]
+    shapes += [torch.Size((samples, *t.shape)) if samples else t.shape for t in summed]
     return [input.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needed, strict=True)]
 
 
@@ -176,6 +182,22 @@ class Options(NamedTuple):
     recompute: bool = False
 
 
+class Resets(NamedTuple):
+    """Where rows of a batch begin anew, in the order of the operators' arguments."""
+
+    before: Tensor  # bool [T, B]: before which steps
+    h: Tensor | None = None  # [D, P], in which state; None is zeros
+    c: Tensor | None = None  # [D, H]
+
+    def with_states(self, change: Callable[[Tensor], Tensor]) -> Resets:
+        """The same with its states changed."""
+        return Resets(self.before, *(change(state) for state in self[1:] if state is not None))
+
+
+#: The kinds of device whose kernels take resets.
+RESETS_ON: Sequence[str] = torch.ops.lstm_fused.resets_on.default()
+
+
 def layer(
     cell: str,
     input: Tensor,
@@ -183,6 +205,7 @@ def layer(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     options: Options,
+    resets: Resets | None = None,
 ) -> list[Tensor]:
     """One recurrent layer over a whole sequence, in one or both directions.
 
@@ -197,6 +220,7 @@ def layer(
         options: bidirectional: D = 2 instead of 1. cell_clip: c_t is kept within it, before h_t is taken from it.
             grad_clip: backward keeps every gradient before an activation within it. recompute: backward computes the
             gates again instead of keeping them.
+        resets: without ``batch_sizes``, on the devices of ``RESETS_ON``, and without recompute.
 
     Returns:
         output [T, B, D*P] or [N, D*P], h_n [D, B, P] and, for the LSTM, c_n [D, B, H].
@@ -204,7 +228,7 @@ def layer(
     Raises:
         RuntimeError: a tensor of wrong shape, dtype or device, by name.
     """
-    return _layer(cell, input, states, weights, batch_sizes, *options)
+    return _layer(cell, input, states, weights, batch_sizes, *options, *(resets or ()))
 
 
 def forward(
@@ -214,10 +238,11 @@ def forward(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     options: Options,
+    resets: Resets | None = None,
 ) -> list[Tensor]:
     """``layer``, whose results are followed, for each direction, by the activated gates [N, SAVED*H], which have no
     derivative, and for the LSTM c_t [N, H] in float32 (float64 for float64), which has. N = T*B."""
-    return _forward(cell, input, states, weights, batch_sizes, *options._replace(recompute=False))
+    return _forward(cell, input, states, weights, batch_sizes, *options._replace(recompute=False), *(resets or ()))
 
 
 def step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:

@@ -120,11 +120,12 @@ def _batched(
     options: Options,
     batch_first: bool,
     lengths: Tensor | None = None,  # in an export to ONNX
+    resets: _ops.Resets | None = None,
 ) -> Rows:
     if batch_first:
-        rows, states = _layers(cell, input.transpose(0, 1), states, weights, lengths, options)
+        rows, states = _layers(cell, input.transpose(0, 1), states, weights, lengths, options, resets)
         return [r.transpose(0, 1) for r in rows], states
-    return _layers(cell, input, states, weights, lengths, options)
+    return _layers(cell, input, states, weights, lengths, options, resets)
 
 
 def _segments(
@@ -138,7 +139,10 @@ def _segments(
     resets: Tensor | None,
     reset_state: Sequence[Tensor],
 ) -> Rows:
-    """Runs what ``lengths`` and ``resets`` leave of a padded batch: each part between them is a row of its own."""
+    """Runs what ``lengths`` and ``resets`` leave of a padded batch: each part between them is a row of its own.
+
+    Resets alone are left to the kernels, where these take them.
+    """
     L, bidirectional = options.num_layers, options.layer.bidirectional
     _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
@@ -146,6 +150,10 @@ def _segments(
         if resets is not None:
             raise _onnx.unsupported("resets", "run the parts between them apart")
         return _batched(cell, input, states, weights, options, batch_first, lengths)
+    in_kernel = input.device.type in _ops.RESETS_ON and not (options.packed or options.layer.recompute)
+    if lengths is None and resets is not None and in_kernel:
+        cuts = _ops.Resets((resets.t() if batch_first else resets).to(input.device), *reset_state)
+        return _batched(cell, input, states, weights, options, batch_first, resets=cuts)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     if lengths is not None and resets is None and stays_on_device(lengths):
         batch_sizes, data_rows, sources, endings = _device.segments(lengths, T, B, batch_first, L, bidirectional)
@@ -196,26 +204,30 @@ def _layers(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,  # the lengths of rows, in an export to ONNX
     options: Options,
+    resets: _ops.Resets | None = None,  # with the states of all layers, [L*D, *]
 ) -> Rows:
     if _is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
-        return cast(Rows, _autocast(_layers, cell, x, states, weights, batch_sizes, options._replace(packed=None)))
+        return cast(
+            Rows, _autocast(_layers, cell, x, states, weights, batch_sizes, options._replace(packed=None), resets)
+        )
     L, dropout, layer_options, packed, return_cells, return_gates = options
     D = 2 if layer_options.bidirectional else 1
     if not states and batch_sizes is None and torch.compiler.is_exporting() and not _onnx.exporting():
         states = _zero_states(cell, x, weights, L, D == 2)  # AOTInductor takes an empty list for None
     all_kept = return_cells or return_gates
     if L == 1 and not packed and not all_kept and not _onnx.exporting():
-        output, *finals = _ops.layer(cell, x, states, weights, batch_sizes, layer_options)
+        output, *finals = _ops.layer(cell, x, states, weights, batch_sizes, layer_options, resets)
         return [output], finals
 
     def layer(k: int, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
         if _onnx.exporting():
             return _onnx.layer(cell, x, states, weights, batch_sizes, options)
+        cuts = resets and resets.with_states(lambda s: s[k * D : k * D + D])
         if all_kept:
-            return _ops.forward(cell, x, states, weights, batch_sizes, layer_options)
+            return _ops.forward(cell, x, states, weights, batch_sizes, layer_options, cuts)
         if packed:
             return _ops.packed_layer(cell, x, states, weights, packed.layers[k], packed.isa, batch_sizes, layer_options)
-        return _ops.layer(cell, x, states, weights, batch_sizes, layer_options)
+        return _ops.layer(cell, x, states, weights, batch_sizes, layer_options, cuts)
 
     per_layer = len(weights) // L
     initial = [torch.split(s, D) for s in states]
@@ -280,5 +292,6 @@ def _autocast(
         # float64 was asked for by name; torch's autocast leaves it alone, too
         return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
+    rest = tuple(r.with_states(lower) if isinstance(r, _ops.Resets) else r for r in rest)
     with torch.autocast(device, enabled=False):
         return function(cell, lower(input), [lower(s) for s in states], [lower(w) for w in weights], *rest)

@@ -37,6 +37,16 @@ def _join_all(tensors: Sequence[Tensor], dims: Sequence[Dim], size: int | torch.
     return [_join(t, d, size) for t, d in zip(tensors, dims, strict=True)]
 
 
+def _join_resets(resets: Tensor | None, dim: Dim, size: int | torch.SymInt) -> Tensor | None:
+    """[T, rows] as [T, rows*V]."""
+    return None if resets is None else _join(resets.unsqueeze(-1), dim, size).squeeze(-1)
+
+
+def _filled(arguments: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
+    """With the defaults of the last arguments, which a call need not give."""
+    return [*arguments, *defaults[len(arguments) :]]
+
+
 def _split(tensor: Tensor, size: int | torch.SymInt) -> tuple[Tensor, Dim]:
     """[..., rows*V, width] as [..., rows, V, width], and where V is."""
     *outer, rows, width = tensor.shape
@@ -68,9 +78,11 @@ def _in_turn(op: Callable[..., list[Tensor]], info: Any, in_dims: Any, arguments
 
 def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
     def rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
-        cell, input, states, weights, batch_sizes, *options = arguments
-        _, input_dim, state_dims, weight_dims, batch_sizes_dim, *_ = in_dims
-        if _any_batched((weight_dims, batch_sizes_dim)):
+        defaults = (*[None] * 8, False, *[None] * 3)
+        cell, input, states, weights, batch_sizes, *options, resets, h, c = _filled(arguments, defaults)
+        given_dims = _filled(in_dims, [None] * len(defaults))
+        _, input_dim, state_dims, weight_dims, batch_sizes_dim, *_, resets_dim, h_dim, c_dim = given_dims
+        if _any_batched((weight_dims, batch_sizes_dim, h_dim, c_dim)):
             return _in_turn(op, info, in_dims, arguments)
         V = _size(info)
         joined = op(
@@ -80,6 +92,9 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
             weights,
             None if batch_sizes is None else batch_sizes * V,
             *options,
+            _join_resets(resets, resets_dim, V),
+            h,
+            c,
         )
         results, dims = zip(*(_split(t, V) for t in joined), strict=True)
         return list(results), list(dims)
@@ -89,9 +104,12 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
 
 def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
     op = torch.ops.lstm_fused.backward.default
-    cell, grads, input, states, weights, batch_sizes, *options, output, saved, needed, samples = (*arguments, 0)[:13]
-    _, grad_dims, input_dim, state_dims, weight_dims, batch_sizes_dim, _, _, _, output_dim, saved_dims, *_ = in_dims
-    if _any_batched((weight_dims, batch_sizes_dim)):
+    defaults = (*[None] * 12, 0, *[None] * 3)
+    cell, grads, input, states, weights, batch_sizes, *given = _filled(arguments, defaults)
+    *options, output, saved, needed, samples, resets, h, c = given
+    _, grad_dims, input_dim, state_dims, weight_dims, batch_sizes_dim, *dims = _filled(in_dims, [None] * len(defaults))
+    *_, output_dim, saved_dims, _, _, resets_dim, h_dim, c_dim = dims
+    if _any_batched((weight_dims, batch_sizes_dim, h_dim, c_dim)):
         return _in_turn(op, info, in_dims, arguments)
     V, first_weight = _size(info), 1 + len(states)
     weights_needed = any(needed[first_weight:])
@@ -108,9 +126,12 @@ def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
         _join_all(saved, saved_dims, V),
         needed,
         max(samples, 1) * V if weights_needed else 0,
+        _join_resets(resets, resets_dim, V),
+        h,
+        c,
     )
     results: list[Tensor] = []
-    dims: list[Dim] = []
+    out_dims: list[Dim] = []
     for k, (result, need) in enumerate(zip(joined, needed, strict=True)):
         dim: Dim = None
         if need and k < first_weight:
@@ -118,8 +139,8 @@ def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
         elif need:  # [samples*V, *], the samples of an outer vmap first
             result, dim = (result.reshape(samples, V, *result.shape[1:]), 1) if samples else (result, 0)
         results.append(result)
-        dims.append(dim)
-    return results, dims
+        out_dims.append(dim)
+    return results, out_dims
 
 
 def _without(tensor: object, level: int) -> Tensor | None:

@@ -33,6 +33,7 @@ class Backward : Worker {
       }
       if (!meet()) return;
       if (step > 0 || a.need_dh0) multiply_recurrent(t);
+      begin_anew(t);
     }
   }
 
@@ -41,10 +42,39 @@ class Backward : Worker {
 
   static std::int64_t panels(std::int64_t outputs) { return (outputs + panel_width - 1) / panel_width; }
 
-  // Data row of row b at the step before t in processing order; -1 where that is the initial state.
-  std::int64_t row_before(std::int64_t t, std::int64_t step, std::int64_t b) const {
+  // A row's state before a step; null: zero.
+  struct State {
+    const Storage* h;   // [P]
+    const Compute* c;   // [H]
+  };
+
+  State state_before(std::int64_t t, std::int64_t step, std::int64_t b) const {
+    if (a.sequence.begins_anew(a.resets, t, b)) return {a.reset_h, a.reset_c};
     const std::int64_t before = a.sequence.reverse ? t + 1 : t - 1;
-    return step == 0 || b >= a.sequence.active(before) ? -1 : a.sequence.offset(before) + b;
+    if (step == 0 || b >= a.sequence.active(before))
+      return {a.h0 ? a.h0 + b * a.P : nullptr, a.c0 ? a.c0 + b * a.H : nullptr};
+    const std::int64_t data = a.sequence.offset(before) + b;
+    return {a.output + data * a.output_ld, Cell::carries_cell ? a.cells + data * a.H : nullptr};
+  }
+
+  // What rows that begin anew with a step pass on is the gradient of the state they begin in.
+  void begin_anew(std::int64_t t) {
+    if (!a.resets) return;
+    const auto give = [](Compute* from, Compute* to, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        if (to) to[i] += from[i];
+        from[i] = 0;
+      }
+    };
+    const std::int64_t begin = a.projection.data ? share.projected_begin : share.unit_begin;
+    const std::int64_t end = a.projection.data ? share.projected_end : share.unit_end;
+    for (std::int64_t j = 0; j < my_rows(a.sequence.batch); ++j) {
+      const std::int64_t b = row(j), h = b * a.P, c = b * a.H;
+      if (!a.sequence.begins_anew(a.resets, t, b)) continue;
+      give(a.dh + h, a.d_reset_h ? a.d_reset_h + h : nullptr, begin, end);
+      if constexpr (Cell::carries_cell)
+        give(a.dc + c, a.d_reset_c ? a.d_reset_c + c : nullptr, share.unit_begin, share.unit_end);
+    }
   }
 
   template <class Count>
@@ -59,7 +89,8 @@ class Backward : Worker {
 
   void differentiate_units(std::int64_t t, std::int64_t step) {
     for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
-      const std::int64_t b = row(j), data = a.sequence.offset(t) + b, before = row_before(t, step, b);
+      const std::int64_t b = row(j), data = a.sequence.offset(t) + b;
+      const State before = state_before(t, step, b);
       for (std::int64_t unit = share.unit_begin; unit < share.unit_end; unit += L) {
         with_count<L>(unit, a.H, [&](auto count) {
           const V dh = load<V>(a.dh + b * a.P + unit, count) + output_gradient(data, unit, count);
@@ -70,19 +101,15 @@ class Backward : Worker {
   }
 
   template <class Count>
-  LSTM_FUSED_INLINE void differentiate_unit(std::int64_t data, std::int64_t before, std::int64_t b, std::int64_t unit,
+  LSTM_FUSED_INLINE void differentiate_unit(std::int64_t data, const State& before, std::int64_t b, std::int64_t unit,
                                             Count count, const V& dh1) {
     V s[S], d[S], h0{}, c0{}, c1{}, dc{}, dh0{};
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) s[i] = load<V>(a.saved + (data * S + i) * a.H + unit, count);
-    if constexpr (Cell::reads_h0) {
-      if (before >= 0) h0 = load<V>(a.output + before * a.output_ld + unit, count);
-      else if (a.h0) h0 = load<V>(a.h0 + b * a.P + unit, count);
-    }
+    if (Cell::reads_h0 && before.h) h0 = load<V>(before.h + unit, count);
     if constexpr (Cell::carries_cell) {
       c1 = load<V>(a.cells + data * a.H + unit, count);
-      if (before >= 0) c0 = load<V>(a.cells + before * a.H + unit, count);
-      else if (a.c0) c0 = load<V>(a.c0 + b * a.H + unit, count);
+      if (before.c) c0 = load<V>(before.c + unit, count);
       dc = load<V>(a.dc + b * a.H + unit, count);
       if (a.d_cells) dc += load<V>(a.d_cells + data * a.H + unit, count);
     }
@@ -145,7 +172,8 @@ class Backward : Worker {
         Segments{1, whole_row, a.P}, [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * d_projected_ld; },
         [](std::int64_t, std::int64_t) {},
         [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
-          const std::int64_t b = row(j), before = row_before(t, step, b);
+          const std::int64_t b = row(j);
+          const State before = state_before(t, step, b);
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t unit = panel * panel_width + v * L;
             if (unit >= a.H) return;

@@ -56,6 +56,19 @@ class Forward : Worker {
         copy_or_zero(a.c + cell, a.c0 ? a.c0 + cell : nullptr, share.unit_end - share.unit_begin);
       }
     }
+    begin_anew(0, a.h);
+  }
+
+  // Puts the state of rows that begin anew with a step where the step before left theirs.
+  void begin_anew(std::int64_t step, Compute* h0) {
+    if (!a.resets || step == a.sequence.steps) return;
+    for (std::int64_t j = 0; j < my_rows(a.sequence.batch); ++j) {
+      const std::int64_t b = row(j), units = share.unit_end - share.unit_begin;
+      if (!a.sequence.begins_anew(a.resets, a.sequence.time(step), b)) continue;
+      copy_or_zero(h0 + b * h_ld + h_begin(), a.reset_h ? a.reset_h + h_begin() : nullptr, h_count());
+      if constexpr (Cell::carries_cell)
+        copy_or_zero(a.c + b * a.H + share.unit_begin, a.reset_c ? a.reset_c + share.unit_begin : nullptr, units);
+    }
   }
 
   bool run_step(std::int64_t step) {
@@ -68,6 +81,7 @@ class Forward : Worker {
       project(t, h1);
     }
     finish_rows(t, h1);
+    begin_anew(step + 1, h1);
     return meet();
   }
 

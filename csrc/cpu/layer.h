@@ -35,9 +35,10 @@ struct SharedBackward {
   std::vector<at::Tensor> sums;    // the gradients of the weights, to which each call adds
 };
 
-// Gradients of input, states and weights, in that order and in the compute type; undefined where `needed` is false.
-// `grads` are those of output, h_n, (c_n, and per direction c_t), undefined for zero. With `samples`, row b * samples +
-// v of the batch belongs to sample v, and the weights' gradients are [samples, *], those of each sample apart.
+// Gradients of input, states, weights and reset states, in that order and in the compute type; undefined where `needed`
+// is false. `grads` are those of output, h_n, (c_n, and per direction c_t), undefined for zero. With `samples`, row b *
+// samples + v of the batch belongs to sample v, and the gradients of weights and reset states are [samples, *], those
+// of each sample apart.
 std::vector<at::Tensor> layer_backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input,
                                        at::TensorList states, at::TensorList weights, const at::Tensor& output,
                                        at::TensorList saved, const std::vector<bool>& needed, std::int64_t samples,
@@ -80,6 +81,8 @@ inline at::ScalarType compute_type(const at::Tensor& tensor) {
 inline at::Tensor to_compute(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.to(compute_type(tensor)).contiguous() : tensor;
 }
+
+inline at::Tensor dense(const at::Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
 
 RecurrenceShape recurrence_shape(const LayerShape& shape, int element_bytes, int lanes, int panel_units,
                                  std::int64_t exchanged);

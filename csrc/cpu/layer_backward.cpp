@@ -1,4 +1,3 @@
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -9,17 +8,21 @@ namespace lstm_fused {
 
 namespace {
 
-// For packed data, h_{t-1} of every data row: the index into [output rows, then h0 rows].
-at::Tensor previous_rows(const LayerShape& shape, bool reverse) {
-  at::Tensor index = at::empty({shape.N}, at::TensorOptions(at::kLong));
-  std::int64_t* to = index.mutable_data_ptr<std::int64_t>();
-  for (std::int64_t t = 0; t < shape.T; ++t) {
-    const std::int64_t before = reverse ? t + 1 : t - 1;
-    const bool exists = before >= 0 && before < shape.T;
-    for (std::int64_t b = 0; b < shape.batch_sizes[t]; ++b)
-      *to++ = exists && b < shape.batch_sizes[before] ? shape.offsets[before] + b : shape.N + b;
+// Where h_{t-1} of every data row lies: in a row of the output, which are `ld` apart, of h0, or in reset_h.
+template <class Compute>
+std::vector<const Compute*> previous_rows(const Sequence& sequence, std::int64_t P, const bool* resets,
+                                          const Compute* output, std::int64_t ld, const Compute* h0,
+                                          const Compute* reset_h) {
+  std::vector<const Compute*> rows;
+  for (std::int64_t t = 0; t < sequence.steps; ++t) {
+    const std::int64_t before = sequence.reverse ? t + 1 : t - 1;
+    const std::int64_t known = before >= 0 && before < sequence.steps ? sequence.active(before) : 0;
+    for (std::int64_t b = 0; b < sequence.active(t); ++b) {
+      if (sequence.begins_anew(resets, t, b)) rows.push_back(reset_h);
+      else rows.push_back(b < known ? output + (sequence.offset(before) + b) * ld : h0 + b * P);
+    }
   }
-  return index;
+  return rows;
 }
 
 template <class Storage>
@@ -44,6 +47,8 @@ struct BackwardLayer {
   const Plan plan = current_plan(recurrence);
 
   std::vector<at::Tensor> kept, packed_here;
+  std::deque<std::vector<const Compute*>> kept_rows;
+  std::vector<at::Tensor> reset_states, d_resets;  // as shape.resets.states; gradients by row [D, B, *], if needed
   std::vector<BackwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};
   std::vector<Panels<Compute>> input_weights{static_cast<std::size_t>(shape.D)};  // for the gradient of the input
   std::vector<at::Tensor> d_gates{static_cast<std::size_t>(shape.D)}, d_projected{d_gates}, unprojected{d_gates};
@@ -69,6 +74,13 @@ struct BackwardLayer {
     const at::Tensor d_output = grads[0].defined() ? grads[0].contiguous() : at::Tensor();
     const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous();
     const at::Tensor c0 = states.size() < 2 ? at::Tensor() : to_compute(states[1]);
+    const at::Tensor resets = keep(dense(shape.resets.before));
+    for (std::size_t i = 0; i < shape.resets.states.size(); ++i) {
+      const at::Tensor& state = shape.resets.states[i];
+      reset_states.push_back(i == 0 ? state.contiguous() : to_compute(state));
+      d_resets.push_back(needed[first_reset() + i] ? at::zeros({shape.D, B, i == 0 ? P : H}, compute_options)
+                                                   : at::Tensor());
+    }
     for (int d = 0; d < shape.D; ++d) {
       BackwardArgs<Storage>& a = args[d];
       d_gates[d] = empty_rows(N, shape.S * H);
@@ -85,6 +97,15 @@ struct BackwardLayer {
       a.output_ld = shape.D * P;
       a.h0 = h0.defined() ? data<Storage>(h0) + d * B * P : nullptr;
       a.c0 = c0.defined() ? data<Compute>(c0) + d * B * H : nullptr;
+      a.resets = data<bool>(resets);
+      if (!reset_states.empty()) {
+        a.reset_h = data<Storage>(reset_states[0]) + d * P;
+        a.d_reset_h = d_resets[0].defined() ? mutable_data<Compute>(d_resets[0]) + d * B * P : nullptr;
+      }
+      if (reset_states.size() > 1) {
+        a.reset_c = data<Compute>(reset_states[1]) + d * H;
+        a.d_reset_c = d_resets[1].defined() ? mutable_data<Compute>(d_resets[1]) + d * B * H : nullptr;
+      }
       a.d_output = d_output.defined() ? data<Storage>(d_output) + d * P : nullptr;
       a.d_output_ld = shape.D * P;
       if (shape.states == 2) a.d_cells = data<Compute>(keep(to_compute(grads[3 + d])));
@@ -92,7 +113,7 @@ struct BackwardLayer {
       a.grad_clip = static_cast<Compute>(shape.grad_clip);
       a.dh = mutable_data<Compute>(dh) + d * B * P;
       a.dc = dc.defined() ? mutable_data<Compute>(dc) + d * B * H : nullptr;
-      a.need_dh0 = !states.empty() && needed[1];
+      a.need_dh0 = (!states.empty() && needed[1]) || a.d_reset_h;
       a.d_gates = mutable_data<Compute>(d_gates[d]);
       a.d_projected = mutable_data<Compute>(d_projected[d]);
       a.unprojected = mutable_data<Compute>(unprojected[d]);
@@ -145,7 +166,7 @@ struct BackwardLayer {
   // What is a product or a sum over all data rows.
   std::vector<at::Tensor> collect(const at::Tensor& dh, const at::Tensor& dc) {
     const std::int64_t gates = shape.G * shape.H;
-    std::vector<at::Tensor> results(1 + states.size() + weights.size());
+    std::vector<at::Tensor> results(first_reset() + reset_states.size());
     const at::Tensor x = to_compute(input);
     if (needed[0]) results[0] = input_gradient();
     for (int d = 0; d < shape.D; ++d) {
@@ -155,18 +176,31 @@ struct BackwardLayer {
       const at::Tensor d_x = d_gates[d].narrow(1, 0, gates);
       for (int i = 0; i <= last; ++i)
         if (want(i)) result[i] = sum_for(d * (last + 1) + i);
-      if (want(0)) outer_sum(result[0], d_x, x);
+      if (want(0)) outer_sum(result[0], d_x, {x});
       if (want(1)) recurrent_weight_gradient(d, result[1]);
       if (shape.bias && want(2)) sum_columns(d_x, result[2]);
       if (shape.bias && want(3)) recurrent_bias_gradient(d, result[3]);
-      if (shape.projected && want(last)) outer_sum(result[last], d_projected[d], unprojected[d]);
+      if (shape.projected && want(last)) outer_sum(result[last], d_projected[d], {unprojected[d]});
     }
+    for (std::size_t i = 0; i < d_resets.size(); ++i)
+      if (d_resets[i].defined()) results[first_reset() + i] = reset_gradient(d_resets[i]);
     sums.run();
-    add_earlier_parts(at::ArrayRef<at::Tensor>(results).slice(1 + states.size()));
+    add_earlier_parts(at::ArrayRef<at::Tensor>(results).slice(1 + states.size(), weights.size()));
     if (!states.empty() && needed[1]) results[1] = dh;
     if (states.size() > 1 && needed[2]) results[2] = dc;
     return results;
   }
+
+  // Of [D, B, *] by row: [(samples), D, *]
+  at::Tensor reset_gradient(const at::Tensor& d_rows) {
+    std::vector<std::int64_t> sizes = {shape.D, d_rows.size(2)};
+    if (samples) sizes.insert(sizes.begin(), samples);
+    const at::Tensor gradient = at::empty(sizes, compute_options);
+    for (int d = 0; d < shape.D; ++d) sum_columns(d_rows[d], gradient.select(-2, d));
+    return gradient;
+  }
+
+  std::size_t first_reset() const { return 1 + states.size() + weights.size(); }  // among results
 
   // Where the gradient of a weight goes: products add to that of earlier parts, sums of columns are added afterwards.
   at::Tensor sum_for(int weight) const {
@@ -219,24 +253,36 @@ struct BackwardLayer {
     for (std::int64_t sample = 0; sample < count; ++sample) f(sample, count);
   }
 
+  // A factor of an outer sum: [N, columns], or `rows` in its place, each of so many columns.
+  struct Right {
+    at::Tensor matrix;
+    const std::vector<const Compute*>* rows = nullptr;
+  };
+
   // out [(samples), rows, outputs] = left [N, rows]^T right [N, outputs], and the same of a second pair if there is
   // one.
-  void outer_sum(const at::Tensor& out, const at::Tensor& left, const at::Tensor& right, const at::Tensor& left2 = {},
-                 const at::Tensor& right2 = {}) {
-    keep(right);
-    keep(right2);
+  void outer_sum(const at::Tensor& out, const at::Tensor& left, const Right& right, const at::Tensor& left2 = {},
+                 const Right& right2 = {}) {
+    keep(right.matrix);
+    keep(right2.matrix);
     for_samples([&](std::int64_t sample, std::int64_t count) {
       std::vector<OuterSumArgs<Compute>> terms;
       for (const auto& [l, r] : {std::tie(left, right), std::tie(left2, right2)}) {
         if (!l.defined() || l.size(0) == 0) continue;
-        terms.push_back({.N = l.size(0) / count,
-                         .outputs = r.size(1),
-                         .left = data<Compute>(l) + sample * l.stride(0),
-                         .left_ld = count * l.stride(0),
-                         .right = data<Compute>(r) + sample * r.stride(0),
-                         .right_ld = count * r.stride(0),
-                         .out = mutable_data<Compute>(out) + sample * out.stride(0),
-                         .add = !first_part || !terms.empty()});
+        OuterSumArgs<Compute> term{.N = l.size(0) / count,
+                                   .outputs = out.size(-1),
+                                   .left = data<Compute>(l) + sample * l.stride(0),
+                                   .left_ld = count * l.stride(0),
+                                   .out = mutable_data<Compute>(out) + sample * out.stride(0),
+                                   .add = !first_part || !terms.empty()};
+        if (r.rows) {
+          term.right_rows = r.rows->data() + sample;
+          term.right_ld = count;
+        } else {
+          term.right = data<Compute>(r.matrix) + sample * r.matrix.stride(0);
+          term.right_ld = count * r.matrix.stride(0);
+        }
+        terms.push_back(term);
       }
       if (!terms.empty()) sums.outer_sum(out.size(-2), terms);
     });
@@ -260,13 +306,12 @@ struct BackwardLayer {
   // dU = sum over t of dgates_t^T h_{t-1}
   void recurrent_weight_gradient(int d, const at::Tensor& dU) {
     const std::int64_t B = shape.B, H = shape.H, P = shape.P, N = shape.N;
-    const bool reverse = args[d].sequence.reverse, packed = shape.batch_sizes;
+    const bool reverse = args[d].sequence.reverse, cut = shape.batch_sizes || args[d].resets;
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0].select(0, d));
     at::Tensor h = output.reshape({N, shape.D * P}).narrow(1, d * P, P).to(compute_options.dtype());
     at::Tensor d_g = d_gates[d], d_first;
-    if (packed) {
-      const at::Tensor initial = h0.defined() ? h0 : at::zeros({B, P}, compute_options);
-      h = at::cat({h, initial}).index_select(0, previous_rows(shape, reverse));
+    if (cut) {
+      kept_rows.push_back(rows_before(d, keep(h), keep(h0)));
     } else {
       d_first = d_g.narrow(0, reverse ? N - B : 0, B);
       d_g = d_g.narrow(0, reverse ? 0 : B, N - B);
@@ -275,9 +320,20 @@ struct BackwardLayer {
     for_recurrent_runs([&](int row, int column, int count) {
       const at::Tensor part = dU.narrow(-2, row * H, count * H);
       const auto columns = [&](const at::Tensor& rows) { return rows.narrow(1, column * H, count * H); };
-      if (packed || !h0.defined()) outer_sum(part, columns(d_g), h);
-      else outer_sum(part, columns(d_g), h, columns(d_first), h0);
+      if (cut) outer_sum(part, columns(d_g), {{}, &kept_rows.back()});
+      else if (h0.defined()) outer_sum(part, columns(d_g), {h}, columns(d_first), {h0});
+      else outer_sum(part, columns(d_g), {h});
     });
+  }
+
+  std::vector<const Compute*> rows_before(int d, const at::Tensor& h, const at::Tensor& h0) {
+    const std::int64_t P = shape.P;
+    const auto or_zeros = [&](const at::Tensor& state, std::int64_t rows) {
+      return data<Compute>(keep(state.defined() ? state : at::zeros({rows, P}, compute_options)));
+    };
+    const at::Tensor reset = reset_states.empty() ? at::Tensor() : to_compute(reset_states[0].select(0, d));
+    return previous_rows(args[d].sequence, P, args[d].resets, data<Compute>(h), h.stride(0), or_zeros(h0, shape.B),
+                         or_zeros(reset, 1));
   }
 };
 

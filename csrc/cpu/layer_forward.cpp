@@ -113,6 +113,9 @@ struct ForwardLayer {
     const at::Tensor x = to_compute(input);
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0]);
     const at::Tensor c0 = states.size() < 2 ? at::Tensor() : to_compute(states[1]);
+    const at::Tensor resets = dense(shape.resets.before);
+    std::vector<at::Tensor> reset_states;
+    for (const at::Tensor& state : shape.resets.states) reset_states.push_back(to_compute(state));
     for (int d = 0; d < shape.D; ++d) {
       ForwardArgs<Storage>& a = args[d];
       const DirectionWeights w = direction_weights(shape, weights, d);
@@ -125,6 +128,9 @@ struct ForwardLayer {
       a.bias_h = data<Compute>(keep(to_compute(w.b_hh)));
       a.h0 = h0.defined() ? data<Compute>(h0) + d * B * P : nullptr;
       a.c0 = c0.defined() ? data<Compute>(c0) + d * B * H : nullptr;
+      a.resets = data<bool>(resets);
+      if (!reset_states.empty()) a.reset_h = data<Compute>(reset_states[0]) + d * P;
+      if (reset_states.size() > 1) a.reset_c = data<Compute>(reset_states[1]) + d * H;
       a.output = mutable_data<Storage>(output) + d * P;
       a.output_ld = shape.D * P;
       a.h = mutable_data<Compute>(h) + d * 2 * B * row_stride<Compute>(P);

@@ -24,7 +24,8 @@ void run_step(const LayerShape& shape, const CellKernels<Storage>& kernels, cons
 }  // namespace
 
 bool single_step(const LayerShape& shape) {
-  return shape.T == 1 && shape.B <= max_step_batch && shape.B > 0 && !shape.projected && !shape.batch_sizes;
+  return shape.T == 1 && shape.B <= max_step_batch && shape.B > 0 && !shape.projected && !shape.batch_sizes &&
+         !shape.resets.before.defined();
 }
 
 std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,

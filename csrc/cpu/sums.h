@@ -55,6 +55,10 @@ class OuterSum {
  private:
   static constexpr std::int64_t few_rows = 8;
 
+  const Compute* right(std::int64_t row) const {
+    return a.right_rows ? a.right_rows[row * a.right_ld] : a.right + row * a.right_ld;
+  }
+
   // Few data rows leave nothing to gain by tiles: out is written from front to back.
   void add_few(std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r)
@@ -63,7 +67,7 @@ class OuterSum {
           Compute* to = a.out + r * a.outputs + column;
           V sum{};
           for (std::int64_t k = 0; k < a.N; ++k)
-            sum += broadcast<V>(a.left[k * a.left_ld + r]) * load<V>(a.right + k * a.right_ld + column, count);
+            sum += broadcast<V>(a.left[k * a.left_ld + r]) * load<V>(right(k) + column, count);
           store(to, a.add ? load<V>(to, count) + sum : sum, count);
         });
   }
@@ -88,7 +92,7 @@ class OuterSum {
       }
       with_count<L>(first, a.outputs, [&](auto count) {
         for (std::int64_t k = 0; k < rows; ++k)
-          store<V>(to + k * width + v * L, load<V>(a.right + (row + k) * a.right_ld + first, count));
+          store<V>(to + k * width + v * L, load<V>(right(row + k) + first, count));
       });
     }
   }

@@ -17,13 +17,14 @@ namespace {
 
 struct Shape {
   std::int64_t T, B, H, P;
-  bool reverse, ragged;
+  bool reverse, ragged, resets = false;
 };
 
 const Shape shapes[] = {
-    {1, 1, 1, 1, false, false},  {3, 2, 7, 7, false, false},    {4, 5, 33, 33, true, false},
-    {5, 7, 40, 40, false, true}, {5, 9, 17, 17, true, true},    {3, 4, 35, 19, false, false},
-    {4, 6, 50, 33, true, true},  {2, 70, 16, 16, false, false},
+    {1, 1, 1, 1, false, false},        {3, 2, 7, 7, false, false},    {4, 5, 33, 33, true, false},
+    {5, 7, 40, 40, false, true},       {5, 9, 17, 17, true, true},    {3, 4, 35, 19, false, false},
+    {4, 6, 50, 33, true, true},        {2, 70, 16, 16, false, false}, {5, 6, 33, 33, false, false, true},
+    {4, 7, 40, 24, true, false, true},
 };
 const Plan plans[] = {{1, 1, 1}, {1, 3, 1}, {1, 1, 2}, {1, 1, 4}, {1, 2, 2}};
 
@@ -77,7 +78,8 @@ struct Problem {
   std::int64_t N = 0;
   Sequence sequence;
   std::vector<Storage> U, W, saved, output;
-  std::vector<Compute> c0, cells, h_n;
+  std::vector<Compute> c0, cells, h_n, reset_c;
+  std::unique_ptr<bool[]> resets;
   std::vector<unsigned char> bytes;  // of every result
 
   Problem(const IsaKernels& isa, const char* cell, int G, const Shape& s, const Plan& plan)
@@ -92,6 +94,9 @@ struct Problem {
     U = random_values<Storage>(G * s.H * s.P);
     W = random_values<Storage>(s.P * s.H);
     c0 = random_values<Compute>(s.B * s.H);
+    reset_c = random_values<Compute>(s.H);
+    if (s.resets) resets.reset(new bool[N]);
+    for (std::int64_t i = 0; s.resets && i < N; ++i) resets[i] = random_bits() % 3 == 0;
     saved.resize(N * S * s.H);
     output.resize(N * s.P);
     cells.resize(N * s.H);
@@ -123,7 +128,8 @@ struct Problem {
     const auto packed_W_ih = packed(
         s.H, unit, G * unit, I, [&](std::int64_t i, Compute* to) { kernels.pack_gates(W_ih.data(), s.H, I, i, to); });
     const auto bias_x = random_values<Compute>(G * s.H), bias_h = random_values<Compute>(G * s.H);
-    const auto h0 = random_values<Compute>(s.B * s.P), input = random_values<Compute>(N * I);
+    const auto h0 = random_values<Compute>(s.B * s.P), reset_h = random_values<Compute>(s.P),
+               input = random_values<Compute>(N * I);
     const bool in_place = std::is_same_v<Storage, Compute> && s.T % 2 == 1;
     std::vector<Compute> gates(in_place ? 0 : chunk_steps * s.B * G * s.H), h(2 * s.B * row_stride<Compute>(s.P)),
         c(s.B * s.H), unprojected(s.B * row_stride<Compute>(s.H));
@@ -140,6 +146,9 @@ struct Problem {
     args.bias_h = bias_h.data();
     args.h0 = h0.data();
     args.c0 = c0.data();
+    args.resets = resets.get();
+    args.reset_h = reset_h.data();
+    args.reset_c = reset_c.data();
     args.chunk_steps = chunk_steps;
     args.gates_in_place = in_place;
     if constexpr (std::is_same_v<Storage, Compute>) args.input_gates = in_place ? saved.data() : gates.data();
@@ -168,10 +177,11 @@ struct Problem {
     });
     const auto packed_W = packed(s.H, wide, wide, s.P,
                                  [&](std::int64_t i, Compute* to) { kernels.pack_rows(W.data(), s.H, s.P, i, to); });
-    const auto d_output = random_values<Storage>(N * s.P), h0 = random_values<Storage>(s.B * s.P);
+    const auto d_output = random_values<Storage>(N * s.P), h0 = random_values<Storage>(s.B * s.P),
+               reset_h = random_values<Storage>(s.P);
     auto dh = random_values<Compute>(s.B * s.P), dc = random_values<Compute>(s.B * s.H);
     std::vector<Compute> d_gates(N * row_stride<Compute>(S * s.H)), d_projected(N * row_stride<Compute>(s.P)),
-        unprojected(N * s.H), sums(S * s.H);
+        unprojected(N * s.H), sums(S * s.H), d_reset_h(s.B * s.P), d_reset_c(s.B * s.H);
     BackwardArgs<Storage> args;
     args.sequence = sequence;
     args.H = s.H;
@@ -184,6 +194,11 @@ struct Problem {
     args.output_ld = s.P;
     args.h0 = h0.data();
     args.c0 = c0.data();
+    args.resets = resets.get();
+    args.reset_h = reset_h.data();
+    args.reset_c = reset_c.data();
+    args.d_reset_h = d_reset_h.data();
+    args.d_reset_c = d_reset_c.data();
     args.d_output = d_output.data();
     args.d_output_ld = s.P;
     args.dh = dh.data();
@@ -194,7 +209,7 @@ struct Problem {
     run_workers(plan, shape(), wide, wide,
                 [&](const Share& share, Barrier& barrier) { kernels.backward(args, share, barrier); });
     kernels.sum_columns(d_gates.data(), N, row_stride<Compute>(S * s.H), 0, S * s.H, sums.data());
-    for (const auto* part : {&dh, &d_gates, &sums}) copy_bytes(bytes, *part);
+    for (const auto* part : {&dh, &d_gates, &sums, &d_reset_h, &d_reset_c}) copy_bytes(bytes, *part);
     if (G == 4) copy_bytes(bytes, dc);
     sum_over_rows(d_gates);
   }
@@ -220,6 +235,16 @@ struct Problem {
       kernels.multiply_rows(rows, begin, end, 0, (I + wide - 1) / wide);
     for (const auto& [begin, end] : {std::pair{std::int64_t(0), cut_gates}, std::pair{cut_gates, G * s.H}})
       kernels.outer_sum(outer, scratch.data(), begin, end);
+    std::vector<const Compute*> input_rows;
+    for (std::int64_t n = 0; n < N; ++n) input_rows.push_back(input.data() + n * I);
+    std::vector<Compute> by_rows(d_W.size());
+    OuterSumArgs<Compute> same = outer;
+    same.right = nullptr;
+    same.right_rows = input_rows.data();
+    same.right_ld = 1;
+    same.out = by_rows.data();
+    kernels.outer_sum(same, scratch.data(), 0, G * s.H);
+    if (by_rows != d_W) std::exit((std::puts("rows by their places: other bits than side by side"), 1));
     for (const auto* part : {&d_input, &d_W}) copy_bytes(bytes, *part);
   }
 };
