@@ -54,21 +54,14 @@ struct Cpu {
 };
 
 #ifdef LSTM_FUSED_CUDA
-void check_no_resets(const LayerShape& shape) {
-  TORCH_CHECK(!shape.resets.before.defined(),
-              "resets: expected none on CUDA, where segments take their place, got some");
-}
-
 struct Cuda {
   static Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                          at::TensorList weights, Save save) {
-    check_no_resets(shape);
     return cuda::layer_forward(shape, input, states, weights, save);
   }
   static Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
                           at::TensorList weights, const at::Tensor& output, at::TensorList saved,
                           const std::vector<bool>& needed, std::int64_t samples) {
-    check_no_resets(shape);
     return cuda::layer_backward(shape, grads, input, states, weights, output, saved, needed, samples);
   }
 };
@@ -294,8 +287,6 @@ TORCH_LIBRARY(lstm_fused, m) {
         "bool bidirectional) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("take_rows(Tensor[] sources, Tensor rows, SymInt first=0) -> Tensor");
   m.def("put_rows(Tensor values, Tensor rows, SymInt[] size, SymInt first=0) -> Tensor");
-  // The kinds of device whose kernels take resets; on others segments take their place.
-  m.def("resets_on() -> str[]", [] { return std::vector<std::string>(std::is_same_v<OnCpu, Cpu> ? 1 : 0, "cpu"); });
   m.def("isa() -> str", [] { return std::string(active_isa().name); });
   m.def("isas_compiled() -> str[]", compiled_isas);
   m.def("isas_available() -> str[]", available_isas);

@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
@@ -10,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/memory.h"
 #include "cpu/runtime.h"
 #include "cpu/team.h"
 #include "node.h"
@@ -93,7 +93,7 @@ at::Tensor take_rows_cpu(at::TensorList sources, const at::Tensor& rows, std::in
   }
   const at::Tensor dense_rows = rows.contiguous();
   const auto* const row = dense_rows.const_data_ptr<std::int64_t>();
-  const at::Tensor result = at::empty(with_columns(rows.sizes(), C), sources[0].options());
+  const at::Tensor result = allocate(with_columns(rows.sizes(), C), sources[0].options());
   auto* const to = static_cast<char*>(result.mutable_data_ptr());
   move_rows(rows.numel(), row_bytes, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n) {
@@ -122,7 +122,7 @@ at::Tensor put_rows_cpu(const at::Tensor& values, const at::Tensor& rows, at::In
     next_value[n] = first_value[number];
     first_value[number] = n;
   }
-  const at::Tensor result = at::empty(with_columns(size, C), values.options());
+  const at::Tensor result = allocate(with_columns(size, C), values.options());
   const auto* const from = static_cast<const char*>(dense.const_data_ptr());
   auto* const to = static_cast<char*>(result.mutable_data_ptr());
   move_rows(R, row_bytes, [&](std::int64_t begin, std::int64_t end) {

@@ -194,10 +194,6 @@ class Resets(NamedTuple):
         return Resets(self.before, *(change(state) for state in self[1:] if state is not None))
 
 
-#: The kinds of device whose kernels take resets.
-RESETS_ON: Sequence[str] = torch.ops.lstm_fused.resets_on.default()
-
-
 def layer(
     cell: str,
     input: Tensor,
@@ -220,7 +216,7 @@ def layer(
         options: bidirectional: D = 2 instead of 1. cell_clip: c_t is kept within it, before h_t is taken from it.
             grad_clip: backward keeps every gradient before an activation within it. recompute: backward computes the
             gates again instead of keeping them.
-        resets: without ``batch_sizes``, on the devices of ``RESETS_ON``, and without recompute.
+        resets: without ``batch_sizes`` and recompute.
 
     Returns:
         output [T, B, D*P] or [N, D*P], h_n [D, B, P] and, for the LSTM, c_n [D, B, H].

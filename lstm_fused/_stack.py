@@ -141,7 +141,7 @@ def _segments(
 ) -> Rows:
     """Runs what ``lengths`` and ``resets`` leave of a padded batch: each part between them is a row of its own.
 
-    Resets alone are left to the kernels, where these take them.
+    Resets alone are the kernels' own affair, but for what takes no resets.
     """
     L, bidirectional = options.num_layers, options.layer.bidirectional
     _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
@@ -150,8 +150,7 @@ def _segments(
         if resets is not None:
             raise _onnx.unsupported("resets", "run the parts between them apart")
         return _batched(cell, input, states, weights, options, batch_first, lengths)
-    in_kernel = input.device.type in _ops.RESETS_ON and not (options.packed or options.layer.recompute)
-    if lengths is None and resets is not None and in_kernel:
+    if lengths is None and resets is not None and not (options.packed or options.layer.recompute):
         cuts = _ops.Resets((resets.t() if batch_first else resets).to(input.device), *reset_state)
         return _batched(cell, input, states, weights, options, batch_first, resets=cuts)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])

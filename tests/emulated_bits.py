@@ -21,6 +21,17 @@ for cell, precision in itertools.product(("lstm", "gru"), ("ieee", "tf32")):
         a = raw.arguments(case)
         outputs = a.call()
         grads = torch.autograd.grad(outputs, a.tensors, [o.detach().cos() for o in outputs])
+        if not case.packed:
+            x, h = (
+                a.input.detach().requires_grad_(),
+                torch.full((case.D, case.H), 0.5, dtype=case.dtype).requires_grad_(),
+            )
+            resets = torch.arange(case.T * case.B).view(case.T, case.B) % 3 == 0
+            state = (h, h) if cell == "lstm" else (h, None)
+            call = (cell, x, [], a.weights, None, case.bidirectional, None, None, False, resets, *state)
+            cut = torch.ops.lstm_fused.layer(*call)
+            grads += torch.autograd.grad(cut, [x, h, *a.weights], [o.detach().cos() for o in cut])
+            outputs += cut
         for result in (*outputs, *grads):
             assert result.isfinite().all(), case.id
             hashed.update(result.detach().contiguous().view(torch.uint8).numpy().tobytes())

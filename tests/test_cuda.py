@@ -144,16 +144,18 @@ def test_cells(kind: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
+@pytest.mark.parametrize("with_lengths", [True, False])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_lengths_and_resets(kind: str, where: str, device: str) -> None:
-    """Wherever lengths and resets are, rows of a padded batch are what they are as a packed sequence on the CPU."""
+def test_lengths_and_resets(kind: str, with_lengths: bool, where: str, device: str) -> None:
+    """Wherever lengths and resets are, rows of a padded batch are what they are on the CPU."""
     layer = getattr(lstm_fused, kind)(5, 7, bidirectional=True, dtype=torch.float64)
     x, lengths = torch.randn(6, 4, 5, dtype=torch.float64), torch.tensor([3, 6, 1, 4])
     resets = torch.zeros(6, 4, dtype=torch.bool)
     resets[2, 1] = resets[3, 3] = True
-    wanted = layer(x, lengths=lengths, resets=resets)[0]
-    there = device if where == "device" else "cpu"
-    found = layer.to(device)(x.to(device), lengths=lengths.to(there), resets=resets.to(there))[0]
+    given = {"resets": resets, **({"lengths": lengths} if with_lengths else {})}
+    wanted = layer(x, **given)[0]
+    there = {name: t.to(device if where == "device" else "cpu") for name, t in given.items()}
+    found = layer.to(device)(x.to(device), **there)[0]
     assert (found.cpu() - wanted).abs().max() < 1e-12
 
 

@@ -29,6 +29,7 @@ def environment() -> dict[str, str]:
         ("test_higher_derivatives.py", "test_second_derivatives"),
         ("test_tracing.py", "opcheck"),
         ("test_segments.py", "parts_run_apart"),
+        ("test_resets.py", "gradients_of or tangents or opcheck"),
         ("test_vmap.py", "per_sample"),
         ("test_cuda_lengths.py", "test"),
         ("test_cuda.py", "test"),

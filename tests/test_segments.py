@@ -73,14 +73,14 @@ def apart(
 
 
 @each_option
-@pytest.mark.parametrize("given", ["lengths", "resets", "both", "both, to a state"])
+@pytest.mark.parametrize("given", ["lengths", "resets", "resets, to a state", "both", "both, to a state"])
 def test_equals_the_parts_run_apart(kind: str, options: dict[str, Any], given: str) -> None:
     ours, theirs = pair(kind, I, H, **options)
     rows, P = rows_of(options), options.get("proj_size", 0)
     x = torch.randn(T, B, I, dtype=F64).requires_grad_()
     hx = [s.requires_grad_() for s in tensors(states(kind, rows, B, H=H, P=P))]
     restart = [s.requires_grad_() for s in tensors(states(kind, rows, H=H, P=P))]
-    lengths = LENGTHS if given != "resets" else torch.full((B,), T)
+    lengths = LENGTHS if given in ("lengths", "both", "both, to a state") else torch.full((B,), T)
     resets = RESETS if given != "lengths" else torch.zeros(T, B, dtype=torch.bool)
     batch_first = options.get("batch_first", False)
 
@@ -88,15 +88,16 @@ def test_equals_the_parts_run_apart(kind: str, options: dict[str, Any], given: s
         return t.transpose(0, 1) if batch_first else t
 
     keywords: dict[str, Any] = {}
-    if given != "resets":
+    if lengths is LENGTHS:
         keywords["lengths"] = lengths
     if given != "lengths":
         keywords["resets"] = layout(resets)
-    if given == "both, to a state":
+    to_a_state = given.endswith("to a state")
+    if to_a_state:
         keywords["reset_state"] = tuple(restart) if kind == "LSTM" else restart[0]
     found = tensors(ours(layout(x), tuple(hx) if kind == "LSTM" else hx[0], **keywords))
     found[0] = layout(found[0])
-    used = restart if given == "both, to a state" else [torch.zeros_like(s) for s in restart]
+    used = restart if to_a_state else [torch.zeros_like(s) for s in restart]
     wanted = apart(theirs, x, hx, lengths.tolist(), resets, used)
     cotangents = [torch.randn_like(w) for w in wanted]
     leaves = [x, *hx, *(restart if used is restart else [])]
@@ -104,7 +105,7 @@ def test_equals_the_parts_run_apart(kind: str, options: dict[str, Any], given: s
     theirs_grads = torch.autograd.grad(wanted, [*leaves, *theirs.parameters()], cotangents)
     for k, (a, b) in enumerate(zip([*found, *ours_grads], [*wanted, *theirs_grads], strict=True)):
         assert_close(a, b, f"result {k}")
-    if given != "resets":
+    if lengths is LENGTHS:
         padding = torch.arange(T)[:, None] >= lengths
         assert not found[0][padding].any() and not ours_grads[0][padding].any(), "exactly zero in the padding"
 

@@ -3,6 +3,7 @@
 
 #include "../cells/all_cells.h"
 #include "layer_sums.h"
+#include "memory.h"
 
 namespace lstm_fused {
 
@@ -64,7 +65,8 @@ struct BackwardLayer {
   }
 
   at::Tensor empty_rows(std::int64_t rows, std::int64_t width) const {
-    return at::empty({rows, row_stride<Compute>(width)}, compute_options).narrow(1, 0, width);
+    const std::vector<std::int64_t> sizes = {rows, row_stride<Compute>(width)};
+    return (plan.units > 1 ? at::empty(sizes, compute_options) : allocate(sizes, compute_options)).narrow(1, 0, width);
   }
 
   std::vector<at::Tensor> run() {
@@ -207,7 +209,7 @@ struct BackwardLayer {
     if (weights[weight].dim() == 2 && !first_part) return shared->sums[weight];
     std::vector<std::int64_t> sizes = weights[weight].sizes().vec();
     if (samples) sizes.insert(sizes.begin(), samples);
-    return at::empty(sizes, compute_options);
+    return allocate(sizes, compute_options);
   }
   void add_earlier_parts(at::TensorList gradients) const {
     if (!shared) return;
@@ -217,7 +219,7 @@ struct BackwardLayer {
   }
 
   at::Tensor input_gradient() {
-    const at::Tensor d_input = at::empty({shape.N, shape.I}, compute_options);
+    const at::Tensor d_input = allocate({shape.N, shape.I}, compute_options);
     if (shape.N == 0) return d_input;
     std::vector<RowsArgs<Compute>> terms;
     for (int d = 0; d < shape.D; ++d)
@@ -284,7 +286,7 @@ struct BackwardLayer {
         }
         terms.push_back(term);
       }
-      if (!terms.empty()) sums.outer_sum(out.size(-2), terms);
+      if (!terms.empty()) sums.outer_sum(out.size(-2), terms, count);
     });
     if (first_part && left.size(0) == 0 && !(left2.defined() && left2.size(0) > 0)) out.zero_();
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "layer.h"
+#include "memory.h"
 
 namespace lstm_fused {
 
@@ -102,9 +103,14 @@ struct ForwardLayer {
     return tensor;
   }
 
+  // Memory for data rows.
+  at::Tensor rows(at::IntArrayRef sizes, const at::TensorOptions& options) const {
+    return plan.units > 1 ? at::empty(sizes, options) : allocate(sizes, options);
+  }
+
   std::vector<at::Tensor> run() {
     const auto& [T, B, I, H, P] = std::tie(shape.T, shape.B, shape.I, shape.H, shape.P);
-    const at::Tensor output = at::empty(shape.output_sizes(), storage_options);
+    const at::Tensor output = rows(shape.output_sizes(), storage_options);
     const at::Tensor h_n = at::empty({shape.D, B, P}, compute_options);
     const at::Tensor c_n = shape.states == 2 ? at::empty({shape.D, B, H}, compute_options) : at::Tensor();
     const at::Tensor h = at::empty({shape.D, 2, B, row_stride<Compute>(P)}, compute_options);
@@ -151,11 +157,11 @@ struct ForwardLayer {
 
   void allocate_saved(ForwardArgs<Storage>& a) {
     if (save == Save::gates) {
-      saved.push_back(at::empty({shape.N, shape.S * shape.H}, storage_options));
+      saved.push_back(rows({shape.N, shape.S * shape.H}, storage_options));
       a.saved = mutable_data<Storage>(saved.back());
     }
     if (save == Save::nothing || shape.states < 2) return;
-    saved.push_back(at::empty({shape.N, shape.H}, compute_options));
+    saved.push_back(rows({shape.N, shape.H}, compute_options));
     a.cells = mutable_data<Compute>(saved.back());
   }
 

@@ -37,11 +37,12 @@ class LayerSums {
     }
   }
 
-  // out [rows, outputs] = the sum over `terms` of left^T right; left [N, rows] and right [N, outputs].
-  void outer_sum(std::int64_t rows, std::vector<OuterSumArgs<Compute>> terms) {
+  // out [rows, outputs] = the sum over `terms` of left^T right; left [N, rows] and right [N, outputs]. One of
+  // `alike` sums, which are tasks enough together.
+  void outer_sum(std::int64_t rows, std::vector<OuterSumArgs<Compute>> terms, std::int64_t alike) {
     constexpr std::int64_t least = 48, most_tasks = 16;  // fewer rows would not repay rearranging `right`
     for (const OuterSumArgs<Compute>& term : terms) multiply_adds += term.N * rows * term.outputs;
-    const std::int64_t count = std::clamp<std::int64_t>(rows / least, 1, most_tasks);
+    const std::int64_t count = std::clamp<std::int64_t>(rows / least, 1, divide_up(most_tasks, alike));
     for (std::int64_t i = 0; i < count; ++i)
       tasks.push_back([=, sum = kernels.outer_sum](Compute* scratch) {
         for (const OuterSumArgs<Compute>& term : terms) sum(term, scratch, rows * i / count, rows * (i + 1) / count);

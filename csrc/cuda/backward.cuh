@@ -35,9 +35,13 @@ class Backward {
     return step < 0 || step == a.sequence.steps ? 0 : a.sequence.active(a.sequence.time(step));
   }
 
+  __device__ bool begins_anew(std::int64_t step, std::int64_t b) const {
+    return a.sequence.begins_anew(a.resets, a.sequence.time(step), b);
+  }
+
   // What a unit's derivative reads beside its product; loaded before it.
   struct Given {
-    Compute s[S], dh1{}, h0{}, c0{}, c1{}, dc{};
+    Compute s[S], dh1{}, d_output{}, h0{}, c0{}, c1{}, dc{};
   };
 
   // `now` and `later` rows take part in this step and in the one after it.
@@ -65,7 +69,15 @@ class Backward {
         const Item item = product.item(i, first);
         const std::int64_t b = first_row + item.row;
         if (!item.valid || b >= row_end) continue;
-        given[i].dh1 += b < later ? sums[i][0] : Compute(0);
+        Compute& dh1 = given[i].dh1;
+        if (b < later) {
+          dh1 += sums[i][0];
+          if (begins_anew(step + 1, b)) {  // so this is none of h_t, but of the state that it began in
+            if (a.d_reset_h) a.d_reset_h[b * a.H + item.unit] += dh1;
+            dh1 = 0;
+          }
+        }
+        dh1 += given[i].d_output;
         if (b < now) differentiate(step, b, item.unit, given[i]);
         else a.dh[b * a.H + item.unit] = given[i].dh1;  // the row begins after this step: this is its dL/dh_0
       }
@@ -88,18 +100,24 @@ class Backward {
     if (b >= now) return given;
     const std::int64_t t = a.sequence.time(step), data = a.sequence.offset(t) + b;
     const std::int64_t previous = a.sequence.reverse ? t + 1 : t - 1;
-    const bool has_previous = step > 0 && b < a.sequence.active(previous);
+    const bool anew = begins_anew(step, b), has_previous = !anew && step > 0 && b < a.sequence.active(previous);
+    const Storage *const h0 = anew   ? a.reset_h
+                              : a.h0 ? a.h0 + b * a.H
+                                     : nullptr,
+                         *const c0 = anew   ? a.reset_c
+                                     : a.c0 ? a.c0 + b * a.H
+                                            : nullptr;
     const std::int64_t before = has_previous ? a.sequence.offset(previous) + b : 0;
-    if (a.d_output) given.dh1 += load(a.d_output + data * a.d_output_ld + unit);
+    if (a.d_output) given.d_output = load(a.d_output + data * a.d_output_ld + unit);
     for (int i = 0; i < S; ++i) given.s[i] = load(a.saved + (data * S + i) * a.H + unit);
     if constexpr (Cell::reads_h0) {
       if (has_previous) given.h0 = load(a.output + before * a.output_ld + unit);
-      else if (a.h0) given.h0 = load(a.h0 + b * a.H + unit);
+      else if (h0) given.h0 = load(h0 + unit);
     }
     if constexpr (Cell::carries_cell) {
       given.c1 = a.cells[data * a.H + unit];
       if (has_previous) given.c0 = a.cells[before * a.H + unit];
-      else if (a.c0) given.c0 = load(a.c0 + b * a.H + unit);
+      else if (c0) given.c0 = load(c0 + unit);
       given.dc = a.dc[b * a.H + unit];
       if (a.d_cells) given.dc += a.d_cells[data * a.H + unit];
     }
@@ -114,7 +132,11 @@ class Backward {
       if (given.c1 <= -a.cell_clip || given.c1 >= a.cell_clip) dc = 0;
     Cell::d_update(given.s, given.h0, given.c0, d, dc, dh0);
     for (int i = 0; i < S; ++i) store(a.d_gates + (data * S + i) * a.H + unit, host::clamp(d[i], a.grad_clip));
-    if constexpr (Cell::carries_cell) a.dc[b * a.H + unit] = dc;
+    if constexpr (Cell::carries_cell) {
+      const bool anew = begins_anew(step, b);
+      if (anew && a.d_reset_c) a.d_reset_c[b * a.H + unit] += dc;
+      a.dc[b * a.H + unit] = anew ? Compute(0) : dc;
+    }
     a.dh[b * a.H + unit] = dh0;  // beside what comes through U
   }
 
@@ -129,7 +151,7 @@ __global__ void __launch_bounds__(threads, 1)
     backward_kernel(const BackwardArgs<Storage> args, const Plan plan, std::int64_t begin, std::int64_t end) {
   const Range units = units_of_block(plan, args.H);
   const Weights<Storage> weights = {args.recurrent, Cell::gates * args.H, args.H, 1, units.begin, units.end};
-  const bool aligned = all_aligned<Storage>(args.H, 0, args.recurrent, args.d_gates, nullptr);
+  const bool aligned = all_aligned<Storage>(args.H, 0, args.recurrent, args.d_gates);
   const auto product = make_product<Storage, 1, rows>(weights, plan, aligned);
   Backward<Cell, Storage, std::remove_const_t<decltype(product)>>(args, plan, product).run(begin, end);
 }

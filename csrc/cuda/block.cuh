@@ -52,9 +52,10 @@ class Meeting {
 
 // Whether all rows and gates that the kernel reads in pieces of 16 bytes begin at multiples of that.
 template <class Storage>
-__device__ bool all_aligned(std::int64_t H, std::int64_t ld, const Storage* a, const Storage* b, const Storage* c) {
+__device__ bool all_aligned(std::int64_t H, std::int64_t ld, const Storage* a, const Storage* b,
+                            const Storage* c = nullptr, const Storage* d = nullptr) {
   const auto address = [](const Storage* p) { return reinterpret_cast<std::uintptr_t>(p); };
-  return ((H | ld) * sizeof(Storage) | address(a) | address(b) | address(c)) % 16 == 0;
+  return ((H | ld) * sizeof(Storage) | address(a) | address(b) | address(c) | address(d)) % 16 == 0;
 }
 
 template <class Storage, int per_unit, int rows>

@@ -54,6 +54,7 @@ class Forward {
 
   // Row b's h_{t-1} [H]: that of the step before in the direction of time, where it has one; null: zero.
   __device__ const Storage* state_before(std::int64_t t, std::int64_t step, std::int64_t b) const {
+    if (a.sequence.begins_anew(a.resets, t, b)) return a.reset_h;
     const std::int64_t before = a.sequence.reverse ? t + 1 : t - 1;
     if (step > 0 && b < a.sequence.active(before)) return a.output + (a.sequence.offset(before) + b) * a.output_ld;
     return a.h0 ? a.h0 + b * a.H : nullptr;
@@ -68,7 +69,10 @@ class Forward {
     }
     if constexpr (Cell::reads_h0)
       if (const Storage* const h0 = state_before(t, step, b)) given.h0 = load_fresh(h0 + unit);
-    if constexpr (Cell::carries_cell) given.c0 = a.c[b * a.H + unit];
+    if constexpr (Cell::carries_cell) {
+      if (!a.sequence.begins_anew(a.resets, t, b)) given.c0 = a.c[b * a.H + unit];
+      else if (a.reset_c) given.c0 = load(a.reset_c + unit);
+    }
     return given;
   }
 
@@ -100,7 +104,7 @@ __global__ void __launch_bounds__(threads, 1)
     forward_kernel(const ForwardArgs<Storage> args, const Plan plan, std::int64_t begin, std::int64_t end) {
   const Range units = units_of_block(plan, args.H);
   const Weights<Storage> weights = {args.recurrent, args.H, args.H, Cell::gates, units.begin, units.end};
-  const bool aligned = all_aligned<Storage>(args.H, args.output_ld, args.recurrent, args.output, args.h0);
+  const bool aligned = all_aligned<Storage>(args.H, args.output_ld, args.recurrent, args.output, args.h0, args.reset_h);
   const auto product = make_product<Storage, weight_rows, rows>(weights, plan, aligned);
   Forward<Cell, Storage, std::remove_const_t<decltype(product)>>(args, plan, product).run(begin, end);
 }

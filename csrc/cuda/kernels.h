@@ -21,6 +21,9 @@ struct ForwardArgs {
   const Storage* recurrent = nullptr;  // U [G*H, H]
   const Storage* bias_h = nullptr;     // [G*H] or null
   const Storage* h0 = nullptr;         // [B, H]; null: zero
+  const bool* resets = nullptr;        // [T, B], see Sequence::begins_anew; null: nowhere
+  const Storage* reset_h = nullptr;    // [H], the state of rows that begin anew; null: zero
+  const Storage* reset_c = nullptr;    // [H]; null: zero
   Storage* saved = nullptr;            // [N, S*H]; null: not kept
   Compute* cells = nullptr;            // [N, H]; null: not kept
   Storage* output = nullptr;           // [N, output_ld]: h_t, which the next step reads again
@@ -44,11 +47,16 @@ struct BackwardArgs {
   std::int64_t output_ld = 0;
   const Storage* h0 = nullptr;        // [B, H]; null: zero
   const Storage* c0 = nullptr;        // [B, H]; null: zero
+  const bool* resets = nullptr;       // forward's
+  const Storage* reset_h = nullptr;   // [H]; null: zero
+  const Storage* reset_c = nullptr;   // [H]; null: zero
   const Storage* d_output = nullptr;  // [N, d_output_ld]; null: zero
   std::int64_t d_output_ld = 0;
   const Compute* d_cells = nullptr;  // [N, H]; null: zero
   Compute* dh = nullptr;             // [B, H]: dL/dh_n on entry, dL/dh0 at the end
   Compute* dc = nullptr;             // [B, H]: dL/dc_n on entry, dL/dc0 at the end
+  Compute* d_reset_h = nullptr;      // [B, H]: dL/dreset_h of each row is added to it; null: not needed
+  Compute* d_reset_c = nullptr;      // [B, H]
   Storage* d_gates = nullptr;        // [N, S*H]: gradients before the activations
   unsigned* arrived = nullptr;       // [row groups of the plan], zero
   Compute cell_clip = no_clip<Compute>, grad_clip = no_clip<Compute>;

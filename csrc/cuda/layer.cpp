@@ -60,6 +60,11 @@ at::Tensor of_direction(const LayerShape& shape, const at::Tensor& output, int d
   return output.view({shape.N, shape.D * shape.P}).narrow(1, d * shape.P, shape.P);
 }
 
+// A state that rows begin anew in, [*]; undefined for zero.
+at::Tensor reset_state(const LayerShape& shape, std::size_t i, int d) {
+  return i < shape.resets.states.size() ? shape.resets.states[i][d].contiguous() : at::Tensor();
+}
+
 // What recurs in a direction. With a projection, h = W_hr m, that is m = o * tanh(c): gates are W x + (U W_hr) m_{t-1},
 // but for the first step, where U h_0 is added to W x instead; so the kernels have one product a step, and h is made of
 // all m at once.
@@ -69,12 +74,23 @@ struct Recurrence {
   at::Tensor output;   // [N, H]: h or m, a view of the layer's output where it can be
   at::Tensor h_n;      // [B, H]
 };
+// U h of the states that are not a step's result: initial ones, undefined for zero, and those that rows begin anew in.
+void add_states(const LayerShape& shape, int d, const DirectionWeights& w, at::Tensor& input_gates,
+                const at::Tensor& table, at::Tensor initial) {
+  const bool reverse = d == 1 || shape.reverse;
+  const at::Tensor anew = begins_anew(shape, reverse), reset_h = reset_state(shape, 0, d);
+  if (initial.defined()) {
+    const at::Tensor first = first_rows(shape, reverse, table, input_gates);
+    if (anew.defined()) initial = initial.masked_fill(anew.index_select(0, first), 0);
+    input_gates.index_add_(0, first, initial.mm(w.w_hh.t()));
+  }
+  if (reset_h.defined()) input_gates.add_(anew.to(reset_h.dtype()) * w.w_hh.mv(reset_h));
+}
 Recurrence recurrence(const LayerShape& shape, int d, const DirectionWeights& w, at::Tensor& input_gates,
                       const at::Tensor& table, const at::Tensor& h0, const at::Tensor& output, const at::Tensor& h_n) {
   const at::Tensor initial = h0.defined() ? h0[d] : h0;
   if (!shape.projected) return {w.w_hh.contiguous(), initial, of_direction(shape, output, d), h_n[d]};
-  if (h0.defined() && shape.N > 0)
-    input_gates.index_add_(0, first_rows(shape, d == 1 || shape.reverse, table, input_gates), initial.mm(w.w_hh.t()));
+  if (shape.N > 0) add_states(shape, d, w, input_gates, table, initial);
   return {w.w_hh.mm(w.w_hr),
           {},
           of_data_rows(shape, {shape.N, shape.H}, output.options()),
@@ -95,7 +111,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
   const at::Tensor x = input.reshape({N, shape.I}), table = sequence_table(shape, input);
   const at::Tensor output = of_data_rows(shape, shape.output_sizes(), storage),
                    h_n = at::empty({shape.D, B, shape.P}, storage);
-  const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous();
+  const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous(), resets = dense(shape.resets.before);
   at::Tensor c;
   if (shape.states == 2)
     c = states.empty() ? at::zeros({shape.D, B, H}, compute)
@@ -112,6 +128,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     else at::mm_out(input_gates, x, w.w_ih.t());
     const Recurrence r = recurrence(shape, d, w, input_gates, table, h0, output, h_n);
     const at::Tensor bias = shape.bias ? w.b_hh.contiguous() : at::Tensor();
+    const at::Tensor reset_h = reset_state(shape, 0, d), reset_c = reset_state(shape, 1, d);
     at::Tensor cells;
     if (save != Save::nothing && shape.states == 2) cells = of_data_rows(shape, {N, H}, compute);
     ForwardArgs<Storage> a;
@@ -122,6 +139,9 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     a.recurrent = data<Storage>(r.weights);
     a.bias_h = data<Storage>(bias);
     a.h0 = data<Storage>(r.h0);
+    a.resets = data<bool>(resets);
+    a.reset_h = shape.projected ? nullptr : data<Storage>(reset_h);
+    a.reset_c = data<Storage>(reset_c);
     a.saved = save == Save::gates ? mutable_data<Storage>(buffer) : nullptr;
     a.cells = mutable_data<Compute>(cells);
     a.output = mutable_data<Storage>(r.output);
@@ -188,10 +208,14 @@ struct DirectionGradients {
   at::Tensor saved, cells;         // [N, S*H], [N, H]
   at::Tensor x, output, d_output;  // [N, *]; d_output undefined for zero
   at::Tensor h0, c0;               // [B, *], undefined for zero
+  at::Tensor resets;               // [T, B], undefined for none
+  at::Tensor reset_h, reset_c;     // [*], undefined for zero
   at::Tensor dh, dc;               // [B, *]: dL/dh_n and dL/dc_n, in the end dL/dh0 and dL/dc0
+  at::Tensor d_reset_h, d_reset_c; // [B, *]: by row, undefined if not needed
   at::Tensor d_cells;              // [N, H], undefined for zero
   at::Tensor d_gates;              // [N, S*H]
   at::Tensor table;                // as sequence_table says
+  at::Tensor anew = begins_anew(shape, reverse());
 
   bool reverse() const { return d == 1 || shape.reverse; }
   at::Tensor input_columns() const { return d_gates.narrow(1, 0, shape.G * shape.H); }
@@ -216,11 +240,16 @@ struct DirectionGradients {
     a.output_ld = output.stride(0);
     a.h0 = data<Storage>(h0);
     a.c0 = data<Storage>(c0);
+    a.resets = data<bool>(resets);
+    a.reset_h = data<Storage>(reset_h);
+    a.reset_c = data<Storage>(reset_c);
     a.d_output = data<Storage>(d_hidden);
     a.d_output_ld = d_hidden.defined() ? d_hidden.stride(0) : 0;
     a.d_cells = data<Compute>(d_cells);
     a.dh = mutable_data<Compute>(d_last);
     a.dc = mutable_data<Compute>(dc);
+    if (!shape.projected) a.d_reset_h = mutable_data<Compute>(d_reset_h);
+    a.d_reset_c = mutable_data<Compute>(d_reset_c);
     a.d_gates = mutable_data<Storage>(d_gates);
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
@@ -238,20 +267,45 @@ struct DirectionGradients {
     const bool bias_h = shape.bias && needed[first + 3], projection = shape.projected && needed[last];
     at::Tensor d_u;
     if (needed[first + 1] || bias_h || projection) d_u = recurrent_columns(shape, d_gates);
-    if (needed[first + 1]) {
-      const at::Tensor initial = h0.defined() ? h0 : at::zeros({shape.B, shape.P}, x.options());
-      results[first + 1] = sum(d_u, previous_rows(shape, reverse(), table, output, initial));
-    }
+    if (needed[first + 1]) results[first + 1] = sum(d_u, h_before());
     if (shape.bias && needed[first + 2]) results[first + 2] = sum(input_columns());
     if (bias_h) results[first + 3] = sum(d_u);
     if (!projection) return;
     // dL/dh of every step: the output's, and through U the next step's, or dL/dh_n.
-    at::Tensor d_h = previous_rows(shape, !reverse(), table, d_u.mm(w.w_hh), dh_n);
+    at::Tensor through_u = d_u.mm(w.w_hh);
+    if (anew.defined()) through_u.masked_fill_(anew, 0);
+    at::Tensor d_h = previous_rows(shape, !reverse(), table, through_u, dh_n);
     if (d_output.defined()) d_h = d_h + d_output;
     const at::Tensor o = saved.narrow(1, 3 * shape.H, shape.H);
     results[last] = sum(d_h, o * cells.tanh().to(o.dtype()));
   }
+
+  // h_{t-1} of every data row, [N, P].
+  at::Tensor h_before() const {
+    const at::Tensor initial = h0.defined() ? h0 : at::zeros({shape.B, shape.P}, x.options());
+    const at::Tensor rows = previous_rows(shape, reverse(), table, output, initial);
+    if (!anew.defined()) return rows;
+    return reset_h.defined() ? at::where(anew, reset_h, rows) : rows.masked_fill(anew, 0);
+  }
+
+  // With a projection what comes to a first step's h_{t-1} comes through U alone: dL/dh_0, and that of reset_h.
+  void states_through_u() const {
+    at::Tensor d_first = d_gates.index_select(0, first_rows(shape, reverse(), table, x));
+    const at::Tensor U = w.w_hh.to(dh.dtype());
+    if (anew.defined()) d_first.masked_fill_(anew.index_select(0, first_rows(shape, reverse(), table, x)), 0);
+    dh.copy_(d_first.to(dh.dtype()).mm(U));
+    if (!d_reset_h.defined()) return;
+    const at::Tensor d_anew = d_gates.masked_fill(anew.logical_not(), 0).view({shape.T, shape.B, d_gates.size(1)});
+    d_reset_h.copy_(d_anew.to(dh.dtype()).sum(0).mm(U));
+  }
 };
+
+// [D, B, *] by row: [(samples), D, *]
+at::Tensor sum_by_direction(const at::Tensor& rows, const RowSums& sum) {
+  Tensors sums;
+  for (const at::Tensor& own : rows.unbind(0)) sums.push_back(sum(own));
+  return at::stack(sums, -2);
+}
 
 template <class Storage>
 Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
@@ -267,6 +321,11 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
   const bool has_c = shape.states == 2;
   const at::Tensor dh = state_gradient(1, shape.P), dc = has_c ? state_gradient(2, shape.H) : at::Tensor();
   const at::Tensor d_output = grads[0].defined() ? grads[0].contiguous() : at::Tensor(), all_h = output.contiguous();
+  const at::Tensor resets = dense(shape.resets.before);
+  const std::size_t first_reset = 1 + states.size() + weights.size();
+  Tensors d_resets(2);
+  for (std::size_t i = 0; i < shape.resets.states.size(); ++i)
+    if (needed[first_reset + i]) d_resets[i] = at::zeros({shape.D, B, i == 0 ? shape.P : shape.H}, compute);
   const Plan plan = plan_for<Storage>(shape, true);
   const at::Tensor arrived = counters(shape, plan, storage);
   Tensors results(needed.size());
@@ -282,8 +341,13 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
                                    d_output.defined() ? of_direction(shape, d_output, d) : at::Tensor(),
                                    state(0),
                                    state(1),
+                                   resets,
+                                   reset_state(shape, 0, d),
+                                   reset_state(shape, 1, d),
                                    dh[d],
                                    has_c ? dc[d] : at::Tensor(),
+                                   d_resets[0].defined() ? d_resets[0][d] : at::Tensor(),
+                                   d_resets[1].defined() ? d_resets[1][d] : at::Tensor(),
                                    has_c ? to_compute(grads[3 + d]) : at::Tensor(),
                                    of_data_rows(shape, {N, shape.S * shape.H}, storage),
                                    table};
@@ -295,14 +359,13 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
     }
     const std::size_t first_weight = 1 + states.size() + d * shape.weights_per_direction();
     of.weights(results, needed, first_weight, dh_n, RowSums{samples});
-    if (shape.projected && N > 0) {  // the first step's h_0 went through U alone
-      const at::Tensor first = of.d_gates.index_select(0, first_rows(shape, of.reverse(), table, input));
-      of.dh.copy_(first.to(compute.dtype()).mm(of.w.w_hh.to(compute.dtype())));
-    }
+    if (shape.projected && N > 0) of.states_through_u();
   }
   if (needed[0]) results[0] = results[0].reshape(input.sizes());
   if (!states.empty() && needed[1]) results[1] = dh;
   if (states.size() > 1 && needed[2]) results[2] = dc;
+  for (std::size_t i = 0; i < shape.resets.states.size(); ++i)
+    if (d_resets[i].defined()) results[first_reset + i] = sum_by_direction(d_resets[i], RowSums{samples});
   return results;
 }
 

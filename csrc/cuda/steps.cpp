@@ -72,6 +72,14 @@ at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& t
   return sent(rows, like);
 }
 
+at::Tensor begins_anew(const LayerShape& shape, bool reverse) {
+  const at::Tensor& before = shape.resets.before;
+  if (!before.defined()) return {};
+  const at::Tensor rows =
+      reverse ? at::cat({before.narrow(0, 1, shape.T - 1), at::zeros({1, shape.B}, before.options())}) : before;
+  return rows.reshape({shape.N, 1});
+}
+
 at::Tensor previous_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& all,
                          const at::Tensor& initial) {
   const std::int64_t N = shape.N, B = shape.B;

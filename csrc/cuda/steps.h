@@ -14,6 +14,9 @@ Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Te
 // The data row in which each row of the batch has its first step, in the direction of time: [B].
 at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& like);
 
+// Of every data row whether its row of the batch begins anew with it: bool [N, 1]. Undefined: none does.
+at::Tensor begins_anew(const LayerShape& shape, bool reverse);
+
 // Of every data row what `all` [N, *] has of the row's step before, in the direction of time, or `initial` [B, *] for
 // its first step: [N, *].
 at::Tensor previous_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& all,
