@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ptx
 import torch
+from ptx.build import locked
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +53,7 @@ def library() -> Path:
 def host_objects(folder: Path) -> list[Path]:
     """All of the library but its kernels and what starts them."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as pool:
+    with locked(folder / "objects"), ThreadPoolExecutor(2) as pool:
         own = list(pool.map(lambda path: compiled(path, folder), OWN))
     shared_with_package = [
         ROOT / "build" / "temp" / path.relative_to(ROOT).with_suffix(".o")

@@ -7,6 +7,7 @@ changed is compiled again.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -16,7 +17,8 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .translate import UNSUPPORTED, translate
@@ -94,15 +96,26 @@ def build(
     output = output.absolute()
     cache = Cache(output.parent / "ptx-cache", nvcc)
     options = [f"-I{folder.absolute()}" for folder in includes] + [f"-D{define}" for define in defines]
-    parts = [part for s in sources for part in cache.source(s.absolute(), arch, options, optimize)]
-    parts += [cache.runtime(path) for path in sorted(RUNTIME.glob("*.cpp")) if path.stem != "program" or not shared]
-    link = [*GXX, *(["-shared", "-Wl,-Bsymbolic"] if shared else []), *map(str, [*parts, *objects]), "-ldl"]
-    stamp = output.with_name(output.name + ".linked")
-    signature = digest(link, *[Path(p).read_bytes() for p in objects])
-    if not (output.exists() and stamp.exists() and stamp.read_text() == signature):
-        run([*link, "-o", str(output)])
-        stamp.write_text(signature)
+    with locked(output):
+        parts = [part for s in sources for part in cache.source(s.absolute(), arch, options, optimize)]
+        parts += [cache.runtime(path) for path in sorted(RUNTIME.glob("*.cpp")) if path.stem != "program" or not shared]
+        link = [*GXX, *(["-shared", "-Wl,-Bsymbolic"] if shared else []), *map(str, [*parts, *objects]), "-ldl"]
+        stamp = output.with_name(output.name + ".linked")
+        signature = digest(link, *[Path(p).read_bytes() for p in objects])
+        if not (output.exists() and stamp.exists() and stamp.read_text() == signature):
+            unfinished = output.with_name(f"{os.getpid()}-{output.name}")  # another process may run the old one
+            run([*link, "-o", str(unfinished)])
+            unfinished.rename(output)
+            stamp.write_text(signature)
     return output
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """While one process makes a file, others that want it wait, and then find it made."""
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or the process ends
+        yield
 
 
 class Cache:
