@@ -9,13 +9,15 @@ NVCC = $(foreach part,cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl,"nvidia-$(p
 BIN     = $(VENV)/bin
 CXX    ?= g++
 BENCH  ?= --grid quick --mode both
+JOBS   ?= 2
 CXX_FILES = $(wildcard csrc/*.* csrc/*/*.* tests/*.cpp tests/sanitize/*.cpp tests/ptx/runtime/*.* tests/ptx/programs/*.*)
 SOURCES = setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: test bench lint format sanitize mutants build wheel cuda-build gpu-check clean
 
+# In JOBS processes, each of which takes tests from another that has more left; JOBS=0: in one.
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 bench: build
 	$(BIN)/lstm-fused bench $(BENCH) --json build/bench.json --plot build/speedup.png
@@ -48,7 +50,7 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet rich typer hypothesis matplotlib mpmath pytest pytest-benchmark \
-	    pytest-timeout numpy onnx onnxruntime onnxscript lightning "clang-format>=21,<24" mypy pre-commit ruff
+	    pytest-timeout pytest-xdist numpy onnx onnxruntime onnxscript lightning "clang-format>=21,<24" mypy pre-commit ruff
 	$(BIN)/python -m pip install --quiet nvidia-cuda-nvdisasm $(if $(shell command -v nvcc),,$(NVCC))
 	touch $@
 
