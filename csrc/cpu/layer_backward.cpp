@@ -66,7 +66,8 @@ struct BackwardLayer {
 
   at::Tensor empty_rows(std::int64_t rows, std::int64_t width) const {
     const std::vector<std::int64_t> sizes = {rows, row_stride<Compute>(width)};
-    return (plan.units > 1 ? at::empty(sizes, compute_options) : allocate(sizes, compute_options)).narrow(1, 0, width);
+    const bool ordinary = notices_huge_pages(recurrence, plan);
+    return (ordinary ? at::empty(sizes, compute_options) : allocate(sizes, compute_options)).narrow(1, 0, width);
   }
 
   std::vector<at::Tensor> run() {
@@ -141,7 +142,7 @@ struct BackwardLayer {
       const std::int64_t rows = from.size(0), outputs = from.size(1), panels = divide_up(outputs, width);
       if constexpr (std::is_same_v<Storage, Compute>)
         if (!shared && shape.N <= max_step_batch && outputs % width == 0) return {data<Compute>(from), width, outputs};
-      if (first_part) packed.push_back(at::empty({panels * rows * width}, compute_options));
+      if (first_part) packed.push_back(allocate({panels * rows * width}, compute_options));
       Compute* const to = mutable_data<Compute>(packed[used++]);
       if (first_part) {
         matrices.push_back({data<Storage>(from), rows, outputs, panels, to});

@@ -46,7 +46,7 @@ class Packing {
       const at::Tensor* const matrices[] = {&w.w_ih, &w.w_hh, &w.w_hr};
       for (std::size_t k = 0; k < sizes.size(); ++k) {
         from.push_back(matrices[k]->contiguous());
-        packed.push_back(at::empty({sizes[k]}, options));
+        packed.push_back(allocate({sizes[k]}, options));
       }
     }
   }
@@ -105,7 +105,7 @@ struct ForwardLayer {
 
   // Memory for data rows.
   at::Tensor rows(at::IntArrayRef sizes, const at::TensorOptions& options) const {
-    return plan.units > 1 ? at::empty(sizes, options) : allocate(sizes, options);
+    return notices_huge_pages(recurrence, plan) ? at::empty(sizes, options) : allocate(sizes, options);
   }
 
   std::vector<at::Tensor> run() {
