@@ -60,17 +60,20 @@ $(VENV)/.built: $(VENV)/.ready $(SOURCES)
 	test -e $(BIN)/lstm-fused || $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-# A second environment with a CUDA build of torch: the wheel with CUDA kernels, and what can be told of it without a GPU.
-# CUDA_ARCH names architectures, all by default.
+# A second environment with a CUDA build of torch: the wheel with CUDA kernels, and what can be told of it without a GPU;
+# the tests of the CPU's kernels pass in that build, too. CUDA_ARCH names architectures, all by default.
+NOT_OF_THE_CPU = $(foreach name,*cuda* ptx* mutants* gpu_check* bench* cli* documentation* onnx*,--ignore-glob='*/test_$(name)')
 cuda-build: $(CUDA_VENV)/.ready
 	$(if $(CUDA_ARCH),TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH)") LSTM_FUSED_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet \
 	    build -b build/cuda build_ext -t build/cuda/temp bdist_wheel -d build/cuda/dist
 	$(CUDA_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/cuda/dist/*.whl
 	cd build/cuda && ../../$(CUDA_VENV)/bin/python ../../tests/cuda_build.py
+	cd tests && ../$(CUDA_VENV)/bin/pytest -n $(JOBS) --dist worksteal -p no:cacheprovider $(NOT_OF_THE_CPU)
 
 $(CUDA_VENV)/.ready:
 	$(PYTHON) -m venv $(CUDA_VENV)
-	$(CUDA_VENV)/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja numpy typer rich
+	$(CUDA_VENV)/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja numpy typer rich \
+	    hypothesis mpmath pytest pytest-timeout pytest-xdist
 	$(CUDA_VENV)/bin/python -m pip install --quiet $(CUDA_TORCH)
 	touch $@
 

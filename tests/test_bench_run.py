@@ -173,11 +173,15 @@ def test_contended_cases_follow_cells_and_modes() -> None:
 
 def test_variants_beside_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "VARIANTS", "6,2,8,8\n6,2,8,8 bidirectional")
+    monkeypatch.setattr(variants, "SAMPLES", (2, 8))
     settings = run.Settings((parse_case("1,1,4,4", "gru"),), ("inference", "training"), threads=1, budget=0.1)
     found = [row for rows in variants.variant_rows(settings) if isinstance(rows, list) for row in rows]
     names = ("lengths", "PackedSequence", "resets", "torch.compile")
     assert [(row.case.directions, row.mode, row.variant) for row in found] == [
-        (D, mode, name) for D in (1, 2) for mode in settings.modes for name in names
+        (D, mode, name)
+        for D in (1, 2)
+        for mode in settings.modes
+        for name in (*names, *(["vmap(grad) / loop"] if mode == "training" else []))
     ]
     assert all(row.case.cell == "gru" and row.ratio > 0 for row in found)
     tokens = sum(parse_case("6,2,8,8 packed", "gru").lengths)

@@ -94,7 +94,7 @@ class ContendedRow:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A plain run of our layer, and another one with lengths, resets or torch.compile."""
+    """A plain run of our layer, or a loop, and what does more in its place: lengths, resets, torch.compile, vmap."""
 
     case: Case
     mode: str

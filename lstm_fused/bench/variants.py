@@ -1,4 +1,5 @@
-"""Our layer beside itself: rows of different lengths, resets and torch.compile, each against a plain run in eager mode.
+"""Our layer beside itself: rows of different lengths, resets and torch.compile, each against a plain run in eager mode;
+and the gradients of each sample apart, by torch.vmap against a loop.
 
 The plain run is over the whole padded batch. Lengths are uniform in 1..T, a reset comes before 2 per cent of the steps.
 """
@@ -10,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call, grad
 
 from lstm_fused.bench.cases import VARIANTS, Case, parse_grid
 from lstm_fused.bench.measure import interleave
@@ -20,6 +22,9 @@ from lstm_fused.bench.workload import Workload, build, fused_library, make_input
 
 #: Part of the steps that a reset comes before.
 RESETS = 0.02
+
+#: Batch and hidden size for which the gradients of each sample apart are measured.
+SAMPLES = (64, 128)
 
 
 class Given(nn.Module):
@@ -38,7 +43,7 @@ def allowed(variant: str, case: Case) -> float:
     """The most that a variant may take, in plain runs; 0: no bound. Of fewer steps that is nearly their share."""
     if variant in ("lengths", "PackedSequence"):
         return 1.15 * replace(case, packed=True).tokens / case.tokens + 0.10
-    return 1.05 if variant == "resets" else 0.0
+    return {"resets": 1.05, "vmap(grad) / loop": 1 / 3}.get(variant, 0.0)
 
 
 def workloads(case: Case, mode: str, dtype: torch.dtype) -> dict[str, Workload]:
@@ -65,7 +70,29 @@ def measure(case: Case, mode: str, dtype: torch.dtype, budget: float) -> list[Va
     with works["plain"].context():
         timings = interleave({name: work.call for name, work in works.items()}, budget)
     plain = timings.pop("plain")
-    return [VariantRow(case, mode, name, plain, timing, allowed(name, case)) for name, timing in timings.items()]
+    rows = [VariantRow(case, mode, name, plain, timing, allowed(name, case)) for name, timing in timings.items()]
+    if mode == "training" and (case.B, case.H) == SAMPLES:
+        rows.append(measure_samples(case, dtype, budget))
+    return rows
+
+
+def measure_samples(case: Case, dtype: torch.dtype, budget: float) -> VariantRow:
+    """The weights' gradients of each row of the batch: one call of ``vmap(grad(...))`` beside one of ``grad`` a row."""
+    layer, x = build(fused_library(), case, dtype), make_inputs(case, dtype).data.transpose(0, 1).unsqueeze(2)
+    weights = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        output: Tensor = functional_call(layer, weights, (x,))[0]
+        return output.square().sum()
+
+    def in_turn() -> dict[str, Tensor]:
+        gradients = [grad(loss)(weights, row) for row in x]
+        return {name: torch.stack([g[name] for g in gradients]) for name in weights}
+
+    together = torch.vmap(grad(loss), in_dims=(None, 0))
+    timings = interleave({"loop": in_turn, "vmap": lambda: together(weights, x)}, budget)
+    name = "vmap(grad) / loop"
+    return VariantRow(case, "training", name, timings["loop"], timings["vmap"], allowed(name, case))
 
 
 def variant_cases(settings: Settings) -> list[tuple[Case, str]]:
