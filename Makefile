@@ -62,7 +62,7 @@ $(VENV)/.built: $(VENV)/.ready $(SOURCES)
 
 # A second environment with a CUDA build of torch: the wheel with CUDA kernels, and what can be told of it without a GPU;
 # the tests of the CPU's kernels pass in that build, too. CUDA_ARCH names architectures, all by default.
-NOT_OF_THE_CPU = $(foreach name,*cuda* ptx* mutants* gpu_check* bench* cli* documentation* onnx*,--ignore-glob='*/test_$(name)')
+NOT_OF_THE_CPU = $(foreach name,*cuda* ptx* mutants* gpu_check* bench* cli* documentation* onnx*,--ignore-glob='test_$(name)')
 cuda-build: $(CUDA_VENV)/.ready
 	$(if $(CUDA_ARCH),TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH)") LSTM_FUSED_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet \
 	    build -b build/cuda build_ext -t build/cuda/temp bdist_wheel -d build/cuda/dist
