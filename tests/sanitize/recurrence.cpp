@@ -229,7 +229,13 @@ struct Problem {
                                  row_stride<Compute>(S * s.H),
                                  Panels<Compute>::packed(packed_W.data(), G * s.H, wide),
                                  d_input.data()};
-    const OuterSumArgs<Compute> outer{N, I, d_gates.data(), row_stride<Compute>(S * s.H), input.data(), I, d_W.data()};
+    const OuterSumArgs<Compute> outer{.N = N,
+                                      .outputs = I,
+                                      .left = d_gates.data(),
+                                      .left_ld = row_stride<Compute>(S * s.H),
+                                      .right = input.data(),
+                                      .right_ld = I,
+                                      .out = d_W.data()};
     const std::int64_t cut = plan.units > 1 ? N / 3 : N, cut_gates = plan.units > 1 ? G * s.H / 3 : G * s.H;
     for (const auto& [begin, end] : {std::pair{std::int64_t(0), cut}, std::pair{cut, N}})
       kernels.multiply_rows(rows, begin, end, 0, (I + wide - 1) / wide);
