@@ -290,9 +290,9 @@ struct DirectionGradients {
 
   // With a projection what comes to a first step's h_{t-1} comes through U alone: dL/dh_0, and that of reset_h.
   void states_through_u() const {
-    at::Tensor d_first = d_gates.index_select(0, first_rows(shape, reverse(), table, x));
-    const at::Tensor U = w.w_hh.to(dh.dtype());
-    if (anew.defined()) d_first.masked_fill_(anew.index_select(0, first_rows(shape, reverse(), table, x)), 0);
+    const at::Tensor first = first_rows(shape, reverse(), table, x), U = w.w_hh.to(dh.dtype());
+    at::Tensor d_first = d_gates.index_select(0, first);
+    if (anew.defined()) d_first.masked_fill_(anew.index_select(0, first), 0);
     dh.copy_(d_first.to(dh.dtype()).mm(U));
     if (!d_reset_h.defined()) return;
     const at::Tensor d_anew = d_gates.masked_fill(anew.logical_not(), 0).view({shape.T, shape.B, d_gates.size(1)});
