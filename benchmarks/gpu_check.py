@@ -2,8 +2,9 @@
 
 Builds for the device that is there, runs the tests marked `cuda`, compute-sanitizer's four tools, the benchmark beside
 cuDNN, and a profile if a profiler is there. Writes gpu-check.json and gpu-check.md; what is in one is in the other, but
-for the numbers behind the benchmark's rows. A step has its share of the time and what earlier steps left of theirs;
-one that fails or runs out of it does not stop the next. Ends with 1 where build, tests or sanitizer failed.
+for the numbers behind the benchmark's rows; gpu-check/ has what the programs printed. A step has its share of the time
+and what earlier steps left of theirs; one that fails or runs out of it does not stop the next. Ends with 1 where build,
+tests or sanitizer failed.
 
 It needs Python alone. What it runs needs torch with CUDA, nvcc and g++: the first --python that has such a torch is
 taken, as it is; what else is missing is installed beside the build. `--emulated` does the same on the emulated device,
@@ -16,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,15 @@ from gpu_report import markdown, sanitizer_errors, summary_of_tests
 
 TESTS = ("test_cuda.py", "test_cuda_device.py", "test_cuda_lengths.py")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-#: Bounds of one row's measurement in seconds, so that a dtype's 64 rows take half a minute.
-ROW_BUDGET = "0.3"
+#: For each of these files, where pytest-xdist is installed.
+PROCESSES = 3
+#: What pytest ends with where --select leaves nothing of a file.
+NO_TESTS = 5
+#: Bounds of one row's measurement in seconds. What comes before takes as long again, and several seconds pass before a
+#: run's first row: a grid of 64 takes half a minute, which all dtypes cannot have, the 20 of CASES about 15 s.
+ROW_BUDGET = "0.2"
+#: In the dtypes that do not get the whole grid: each plan, the latency of one row, the speed of GEMMs.
+CASES = ("1024,16,768,768", "256,16,128,128", "256,1,256,256", "256,64,512,512", "256,128,1024,1024")
 #: As CUDA graphs of both layers: shapes whose time is launches and steps.
 GRAPHS = ("256,1,256,256", "256,16,256,256", "1024,16,768,768")
 
@@ -65,6 +73,9 @@ def facts(env: Environment, _deadline: float) -> dict[str, Any]:
 
 def build(env: Environment, deadline: float) -> dict[str, Any]:
     """The package with kernels for this device alone; emulated: the library that takes the place of one."""
+    if env.built:
+        found = env.out / "site" / "lstm_fused" / "_C.so"
+        return {"status": "passed" if found.exists() else "failed", "why": "--built: made before this check"}
     if env.emulated:
         code = "import emulated; print(emulated.library())"
         status, said = env.run([env.python, "-c", code], deadline, cwd=ROOT / "tests")
@@ -73,29 +84,29 @@ def build(env: Environment, deadline: float) -> dict[str, Any]:
     command = [env.python, "setup.py", "--quiet", "build", "-b", env.out / "base", "--build-lib", env.out / "site"]
     command += ["build_ext", "-t", env.out / "temp"]
     changes = {"LSTM_FUSED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": env.architecture}
-    status, said = env.run(command, deadline, cwd=ROOT, changes=changes)
+    status, said = env.run(command, deadline, cwd=ROOT, changes=changes, log="build")
     return {"status": status, "architecture": env.architecture, "output": tail(said)}
 
 
 def tests(env: Environment, deadline: float) -> dict[str, Any]:
-    """`pytest -m cuda`, each file in a process of its own, from which a kernel that faults takes the device.
-
-    A run in which everything is skipped has failed.
+    """`pytest -m cuda`, the files side by side, each in processes of its own, from which a kernel that faults takes the
+    device. A run in which nothing is selected or everything skipped has failed.
     """
-    files, statuses, outputs = [], [], []
-    for k, name in enumerate(TESTS):
-        files.append(env.out / f"{name}.xml")
-        files[-1].unlink(missing_ok=True)
+    results = [env.out / f"{name}.xml" for name in TESTS]
+
+    def tested(name: str, result: Path) -> tuple[str, str]:
+        result.unlink(missing_ok=True)
         command = [env.python, "-m", "pytest", ROOT / "tests" / name, "-m", "cuda", "-p", "no:cacheprovider"]
-        command += [f"--junitxml={files[-1]}", "-o", "faulthandler_timeout=40"]  # says where it hangs
+        command += [f"--junitxml={result}", "-o", "faulthandler_timeout=40"]  # says where it hangs
+        command += ["-n", str(PROCESSES)] if env.facts.get("xdist") and not env.emulated else []
         command += ["-k", env.select] if env.select else []
-        status, said = env.run(command, share(deadline, len(TESTS) - k), interrupt=True)
-        statuses.append(status)
-        outputs.append(tail(said))
-    counts = summary_of_tests(files)
-    if not counts["passed"]:
-        statuses.append("failed")
-    return {"status": worst(statuses), **counts, "output": "\n\n".join(outputs)}
+        return env.run(command, deadline, interrupt=True, log=name, good=(0, NO_TESTS))
+
+    with ThreadPoolExecutor(1 if env.emulated else len(TESTS)) as pool:
+        statuses, outputs = zip(*pool.map(tested, TESTS, results), strict=True)
+    counts = summary_of_tests(results)
+    status = worst([*statuses, *([] if counts["passed"] else ["failed"])])
+    return {"status": status, **counts, "output": "\n\n".join(map(tail, outputs))}
 
 
 def sanitizer(env: Environment, deadline: float) -> dict[str, Any]:
@@ -114,7 +125,7 @@ def sanitizer(env: Environment, deadline: float) -> dict[str, Any]:
         if tool in ("racecheck", "synccheck"):  # the others have to see what all kernels write
             options += ["--kernel-regex", "kns=lstm_fused"]
         changes = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation, whose ends are watched
-        status, said = env.run([program, *options, *driver, "--few"], deadline, changes=changes)
+        status, said = env.run([program, *options, *driver, "--few"], deadline, changes=changes, log=tool)
         ours, others = sanitizer_errors(said)
         if status == "failed" and tool == "initcheck" and not ours and others and ": 0 wrong" in said:
             status = "passed"  # the vendor's libraries read what they do not use
@@ -125,22 +136,30 @@ def sanitizer(env: Environment, deadline: float) -> dict[str, Any]:
     return {"status": worst([one["status"] for one in found.values()]), "tools": found}
 
 
+def options(cases: Sequence[str]) -> list[str]:
+    """Of a run of these cases, for either cell."""
+    return [word for case in cases for word in ("--case", case)]
+
+
 def benchmark(env: Environment, deadline: float) -> dict[str, Any]:
-    """`lstm-fused bench --device cuda`, one dtype after the other, each with its part of what time is left."""
+    """`lstm-fused bench --device cuda`, one run after the other, each with its part of what time is left.
+
+    The whole grid, in float16, is last and has what the others leave: they need less than their parts.
+    """
     program: list[Any] = [env.python, "-m", "lstm_fused.cli", "bench", "--device", "cuda", "--budget", ROW_BUDGET]
-    runs = {dtype: ["--grid", "cuda", "--dtype", dtype] for dtype in ("float16", "bfloat16", "tf32", "float32")}
-    cases = [word for case in GRAPHS for word in ("--case", case)]
-    runs["float16, graphs"] = ["--dtype", "float16", "--graphs", *cases]
+    runs = {dtype: ["--dtype", dtype, *options(CASES)] for dtype in ("bfloat16", "tf32", "float32")}
+    runs["float16, graphs"] = ["--dtype", "float16", "--graphs", *options(GRAPHS)]
+    runs["float16"] = ["--dtype", "float16", "--grid", "cuda"]
     if env.emulated:
         program[1:3] = [ROOT / "tests" / "emulated_bench.py"]
         runs = {"float32": ["--case", "3,2,4,8", "--cell", "lstm"], "tf32, graphs": ["--case", "3,2,4,8", "--graphs"]}
         runs["tf32, graphs"] += ["--dtype", "tf32", "--cell", "gru", "--mode", "inference"]
     found: dict[str, Any] = {}
-    for k, (name, options) in enumerate(runs.items()):
+    for k, (name, words) in enumerate(runs.items()):
         file = env.out / f"bench-{k}.json"
         file.unlink(missing_ok=True)
         until = share(deadline, len(runs) - k)
-        status, said = env.run([*program, *options, "--json", file], until, interrupt=True)
+        status, said = env.run([*program, *words, "--json", file], until, interrupt=True, log=f"bench-{k}")
         report = json.loads(file.read_text()) if file.exists() else None
         found[name] = {"status": status, "report": report, **({} if report else {"output": tail(said)})}
     return {"status": worst([one["status"] for one in found.values()]), "runs": found}
@@ -155,7 +174,7 @@ def profile(env: Environment, deadline: float) -> dict[str, Any]:
     command = [nsys, "profile", "--trace=cuda", "--stats=true", "--force-overwrite=true", "-o", env.out / "profile"]
     if not nsys:
         command = [ncu, "--kernel-name-base", "demangled", "-k", "regex:lstm_fused", "--launch-count", "6"]
-    status, said = env.run([*command, *driver], deadline)
+    status, said = env.run([*command, *driver], deadline, log="profile")
     return {"status": status, "output": tail(said, 12_000)}
 
 
@@ -177,7 +196,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=[s.name for s in STEPS], help="steps besides facts and build"
     )
-    parser.add_argument("--select", default="", help="pytest's -k, for both files")
+    parser.add_argument("--built", action="store_true", help="OUT/gpu-check/site has the package: do not build it")
+    parser.add_argument("--select", default="", help="pytest's -k, for all files")
     parser.add_argument("--scale", type=float, default=1.0, help="of each step's share of the time")
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder of the two files")
     return parser.parse_args()
@@ -206,7 +226,7 @@ def main() -> int:
     out = asked.out.resolve() / "gpu-check"
     out.mkdir(parents=True, exist_ok=True)
     env = find_environment(asked.python or [sys.executable], asked.make, asked.emulated, out)
-    env.select = asked.select
+    env.select, env.built = asked.select, asked.built
     found: dict[str, Any] = {"passed": True, "emulated": asked.emulated, "seconds": 0.0, "steps": {}}
     bad = []
     for step, result in run_steps(env, asked, began):

@@ -28,6 +28,7 @@ ASK = """
 import importlib.util, json, platform, sys
 facts = {"python": platform.python_version()}
 facts["missing"] = [p for p in sys.argv[1:] if importlib.util.find_spec(p) is None]
+facts["xdist"] = importlib.util.find_spec("xdist") is not None
 try:
     import torch
 except ImportError as error:
@@ -54,6 +55,7 @@ class Environment:
     out: Path
     variables: dict[str, str] = field(default_factory=dict)
     select: str = ""
+    built: bool = False
     why_not: str = ""
 
     @property
@@ -69,8 +71,11 @@ class Environment:
         cwd: Path | None = None,
         changes: Mapping[str, str] | None = None,
         interrupt: bool = False,
+        log: str = "",
+        good: Sequence[int] = (0,),
     ) -> tuple[str, str]:
-        """Runs a command until `deadline` (of `time.monotonic`): passed, failed or timed out, and what it printed.
+        """Runs a command until `deadline` (of `time.monotonic`): passed, which it has with a `good` exit status, failed
+        or timed out; and what it printed, which the file `log` has, too.
 
         It is a process group of its own, which is ended as a whole; with `interrupt`, first as Ctrl-C does it.
         """
@@ -86,9 +91,12 @@ class Environment:
                 start_new_session=True,
                 preexec_fn=heed_interrupts,
             )
-            status = wait(process, deadline, interrupt)
+            status = wait(process, deadline, interrupt, good)
             output.seek(0)
-            return status, output.read()
+            said = output.read()
+            if log:
+                (self.out / f"{log}.log").write_text(said, encoding="utf-8")
+            return status, said
 
     def said(self, command: Sequence[Any]) -> str:
         """What a short command prints."""
@@ -100,10 +108,10 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait(process: subprocess.Popen[Any], deadline: float, interrupt: bool) -> str:
+def wait(process: subprocess.Popen[Any], deadline: float, interrupt: bool, good: Sequence[int]) -> str:
     """How a process ends, or is ended."""
     try:
-        return "passed" if process.wait(max(deadline - time.monotonic(), 1.0)) == 0 else "failed"
+        return "passed" if process.wait(max(deadline - time.monotonic(), 1.0)) in good else "failed"
     except subprocess.TimeoutExpired:
         if interrupt:
             process.send_signal(signal.SIGINT)
@@ -193,4 +201,5 @@ def tail(text: str, characters: int = 3000) -> str:
     """The end of an output, without places of this machine."""
     for place, word in ((str(ROOT), "."), (str(Path.home()), "~")):
         text = text.replace(place, word)
+    text = re.sub(r"[^\s\"']*/site-packages/", "", text)
     return text[-characters:].strip()

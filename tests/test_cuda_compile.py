@@ -16,7 +16,9 @@ import pytest
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 THREADS, REGISTERS = 256, 65536  # of a block, as plan.h has it; of a multiprocessor, the same on all of these
-TILE = 16  # the rows that name a kernel of tensor cores
+TENSOR = ("0", "n1")  # what names kernels of tensor cores, in the place of a number of rows: split, and not
+
+KERNELS = 28  # 2 cells; 1 or 8 rows of 4 types, or two by tensor cores of 3
 
 pytestmark = pytest.mark.skipif(ptx.find_nvcc() is None, reason="nvcc was not found")
 
@@ -58,7 +60,7 @@ def test_registers_and_spills(compiled: Compiled) -> None:
         compiled.said,
         re.S,
     )
-    assert len(kernels) == 22  # 2 cells; 1 or 8 rows of 4 types, or 16 of 3
+    assert len(kernels) == KERNELS
     for name, stack, stores, loads, registers in kernels:
         assert (stack, stores, loads) == ("0", "0", "0"), f"{name}: {stack} bytes of stack, spills {stores} + {loads}"
         assert int(registers) * THREADS <= REGISTERS, f"{name}: {registers} registers"
@@ -73,13 +75,14 @@ def test_tensor_cores(compiled: Compiled) -> None:
         pytest.skip("products by tensor cores are for 8.0 and up")
     listing = subprocess.run([str(nvdisasm()), "-c", compiled.cubin], capture_output=True, text=True, check=True).stdout
     bodies = re.split(r"^\.text\.(\S+):$", listing, flags=re.M)
-    assert len(bodies) == 1 + 2 * 22
+    assert len(bodies) == 1 + 2 * KERNELS
     wanted = {"8BFloat16": "16816.F32.BF16", "7Float16": "16816.F32", "f": "1688.F32.TF32"}
     for name, body in zip(bodies[1::2], bodies[2::2], strict=True):
-        storage, rows = re.search(r"(8BFloat16|7Float16|[fd])E?Li(\d+)E", name).groups()  # type: ignore[union-attr]
+        storage, rows = re.search(r"(8BFloat16|7Float16|[fd])E?Li(n?\d+)E", name).groups()  # type: ignore[union-attr]
         used = set(re.findall(r"\bHMMA\.([\w.]+)", body))
-        if int(rows) == TILE:
+        if rows in TENSOR:
             assert used == {wanted[storage]}, (name, used)
-            assert "LDGSTS.E.BYPASS.128" in body and "LDS.128" in body, f"{name}: wide copies and reads"
+            wide = ("LDG.E.128.STRONG.GPU", "STS.128") if rows == "0" else ("LD.E.128", "LDS.128")
+            assert all(access in body for access in wide), f"{name}: wide reads"
         else:
             assert not used, (name, used)

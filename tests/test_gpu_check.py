@@ -14,6 +14,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import gpu_check  # noqa: E402
 import gpu_environment  # noqa: E402
 import gpu_report  # noqa: E402
 
@@ -117,6 +118,22 @@ def test_a_command_that_does_not_end_is_ended(interrupt: bool, said: str, tmp_pa
     while child.exists() and "zombie" not in child.read_text():
         assert time.monotonic() < until, "the child lives on"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("select", "status"), [("good", "passed"), ("bad", "failed"), ("other", "failed")])
+def test_files_of_which_nothing_is_selected(
+    select: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no failure, but all of them together are."""
+    (tmp_path / "tests").mkdir()
+    for name in ("good", "bad"):
+        test = f"import pytest\n@pytest.mark.cuda\ndef test_{name}(): assert {name == 'good'}\n"
+        (tmp_path / "tests" / f"test_{name}.py").write_text(test)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_check, "TESTS", ("test_good.py", "test_bad.py"))
+    env = gpu_environment.Environment(sys.executable, {}, True, tmp_path, select=select)
+    found = gpu_check.tests(env, time.monotonic() + 60)
+    assert (found["status"], found["passed"], found["failed"]) == (status, int(select == "good"), int(select == "bad"))
 
 
 def test_reports_of_the_sanitizer_are_counted() -> None:

@@ -94,7 +94,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[build.Base, bui
     [
         ("cells/lstm.h", "index", "s[1] = sigmoid"),
         ("cuda/block.cuh", "barrier", "__syncthreads"),
-        ("cuda/backward.cuh", "operator", "b >= row_end"),
+        ("cuda/backward.cuh", "operator", "b >= rows.end"),
     ],
 )
 def test_planted_faults_are_found(

@@ -88,7 +88,7 @@ template <class V>
 LSTM_FUSED_INLINE V sigmoid(const V& x) {
   using C = ExpConstants<element_t<V>>;
   const ScaledExp<V> e = scaled_exp<V>(clamp<V>(-x, C::exp_low, C::exp_high));
-  return 1 / (1 + e.scale * (1 + e.q));
+  return quotient<V>(broadcast<V>(1), 1 + e.scale * (1 + e.q));
 }
 
 // tanh(x) = (e^2x - 1) / (e^2x + 1)
@@ -96,7 +96,7 @@ template <class V>
 LSTM_FUSED_INLINE V tanh(const V& x) {
   const ScaledExp<V> e = scaled_exp<V>(2 * clamp<V>(x, ExpConstants<element_t<V>>::tanh_limit));
   const V expm1 = e.scale * e.q + (e.scale - 1);
-  return expm1 / (expm1 + 2);
+  return quotient<V>(expm1, expm1 + 2);
 }
 
 // d sigmoid / dx and d tanh / dx, from y = sigmoid(x) and y = tanh(x).

@@ -1,8 +1,9 @@
-// What a cell may assume of its value type V: arithmetic, comparison with ?:, and the three names below.
+// What a cell may assume of its value type V: arithmetic, comparison with ?:, and the names below.
 // float and double are values as they are; csrc/cpu/simd.h adds SIMD vectors.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 // Every translation unit compiles cells and kernels into a namespace of its own (avx2, avx512, ...), so
 // that the linker never merges code for different instruction sets.
@@ -43,6 +44,16 @@ using integer_t = typename ValueTraits<V>::integer;
 template <class V>
 LSTM_FUSED_INLINE V broadcast(element_t<V> x) {
   return x - V{};  // x - 0 is x, whatever its sign: a plain broadcast; 0 + x would be an addition
+}
+
+// a / b. On a GPU the one that IEEE has is a long sequence with a branch; for float this is a few instructions, within
+// 2 ulp, but 0 for 2^126 < |b| < 2^128: for an `a` near 1 nothing is lost in absolute terms.
+template <class V>
+LSTM_FUSED_INLINE V quotient(const V& a, const V& b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_same_v<V, float>) return __fdividef(a, b);
+#endif
+  return a / b;
 }
 
 }  // namespace lstm_fused::LSTM_FUSED_TARGET

@@ -13,7 +13,8 @@ std::string launch_backward(std::string_view cell, const Plan& plan, const Backw
     using Cell = decltype(found);
     auto kernel = plan.rows == 1 ? backward_kernel<Cell, Storage, 1> : backward_kernel<Cell, Storage, 8>;
     if constexpr (sizeof(Storage) <= 4)
-      if (plan.tensor) kernel = backward_kernel<Cell, Storage, tile_rows>;
+      if (plan.tensor)
+        kernel = plan.split ? backward_kernel<Cell, Storage, split_tensor> : backward_kernel<Cell, Storage, tensor>;
     const std::int64_t steps = args.sequence.steps;
     if (plan.kind != Kind::step) {
       error = start(kernel, args, plan, args.sequence.batch, -1, steps, cuda_stream);

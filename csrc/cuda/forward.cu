@@ -13,7 +13,8 @@ std::string launch_forward(std::string_view cell, const Plan& plan, const Forwar
     using Cell = decltype(found);
     auto kernel = plan.rows == 1 ? forward_kernel<Cell, Storage, 1> : forward_kernel<Cell, Storage, 8>;
     if constexpr (sizeof(Storage) <= 4)
-      if (plan.tensor) kernel = forward_kernel<Cell, Storage, tile_rows>;
+      if (plan.tensor)
+        kernel = plan.split ? forward_kernel<Cell, Storage, split_tensor> : forward_kernel<Cell, Storage, tensor>;
     if (plan.kind != Kind::step) {
       error = start(kernel, args, plan, args.sequence.batch, 0, args.sequence.steps, cuda_stream);
       return;

@@ -1,5 +1,6 @@
 // What the CUDA kernels are told, and how they are started: the bridge between host code, which knows torch but no
-// kernel, and the kernels, which know no torch. Letters as in recurrence.h; every pointer is to device memory.
+// kernel, and the kernels, which know no torch. Letters as in recurrence.h; every pointer is to device memory, and
+// those to elements of type Storage begin at multiples of 16 bytes.
 #pragma once
 
 #include <string>
@@ -31,6 +32,7 @@ struct ForwardArgs {
   Storage* h_n = nullptr;  // [B, H]
   Compute* c = nullptr;    // [B, H]: c_0, and c_n at the end
   unsigned* arrived = nullptr;  // [row groups of the plan], zero
+  bool hint = false;            // `arrived` is but a hint, for output is not_yet (values.cuh) to begin with
   Compute cell_clip = no_clip<Compute>;
 };
 
@@ -59,6 +61,7 @@ struct BackwardArgs {
   Compute* d_reset_c = nullptr;      // [B, H]
   Storage* d_gates = nullptr;        // [N, S*H]: gradients before the activations
   unsigned* arrived = nullptr;       // [row groups of the plan], zero
+  bool hint = false;                 // as in ForwardArgs, for d_gates
   Compute cell_clip = no_clip<Compute>, grad_clip = no_clip<Compute>;
 };
 

@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <stdexcept>
 
 #include "../cells/all_cells.h"
@@ -24,14 +26,10 @@ std::string forced_plan() {
   return name ? name : "";
 }
 
-// Whether products of float32 numbers may be of rounded ones: what torch allows its own recurrent layers.
-bool tf32_allowed() {
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
-         at::Float32Precision::TF32;
-}
-
 template <class Storage>
 Plan plan_for(const LayerShape& shape, bool backward) {
+  TORCH_CHECK(std::max(shape.N, shape.S * shape.H) <= std::numeric_limits<int>::max(),
+              "lstm_fused: expected fewer than 2^31 data rows, and gates of all units, on a GPU");
   const Shape all = {shape.T, shape.B, shape.H, shape.G, sizeof(Storage), sizeof(compute_t<Storage>), tf32_allowed()};
   try {
     return choose_plan(all, current_device(), backward, forced_plan());
@@ -50,9 +48,9 @@ at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorO
   return at::zeros({shape.D, (shape.B + plan.rows_per_block - 1) / plan.rows_per_block}, options.dtype(at::kInt));
 }
 
-// Room for data rows. Where the host does not know how many there are, those beyond them count as zeros in products.
-at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at::TensorOptions& options) {
-  return shape.device_batch_sizes.defined() ? at::zeros(sizes, options) : at::empty(sizes, options);
+// Whether blocks need no order to meet: where they await each other's results as words that say whether they are there.
+bool by_hint(const LayerShape& shape, const Plan& plan) {
+  return plan.tensor && plan.kind == Kind::grid && plan.aligned && !shape.device_batch_sizes.defined();
 }
 
 // Columns of `output` [.., D*P] that are a direction's, as a matrix [N, P].
@@ -62,7 +60,7 @@ at::Tensor of_direction(const LayerShape& shape, const at::Tensor& output, int d
 
 // A state that rows begin anew in, [*]; undefined for zero.
 at::Tensor reset_state(const LayerShape& shape, std::size_t i, int d) {
-  return i < shape.resets.states.size() ? shape.resets.states[i][d].contiguous() : at::Tensor();
+  return i < shape.resets.states.size() ? whole(shape.resets.states[i][d]) : at::Tensor();
 }
 
 // What recurs in a direction. With a projection, h = W_hr m, that is m = o * tanh(c): gates are W x + (U W_hr) m_{t-1},
@@ -87,13 +85,14 @@ void add_states(const LayerShape& shape, int d, const DirectionWeights& w, at::T
   if (reset_h.defined()) input_gates.add_(anew.to(reset_h.dtype()) * w.w_hh.mv(reset_h));
 }
 Recurrence recurrence(const LayerShape& shape, int d, const DirectionWeights& w, at::Tensor& input_gates,
-                      const at::Tensor& table, const at::Tensor& h0, const at::Tensor& output, const at::Tensor& h_n) {
+                      const at::Tensor& table, const at::Tensor& h0, const at::Tensor& output, const at::Tensor& h_n,
+                      bool hint) {
   const at::Tensor initial = h0.defined() ? h0[d] : h0;
-  if (!shape.projected) return {w.w_hh.contiguous(), initial, of_direction(shape, output, d), h_n[d]};
+  if (!shape.projected) return {whole(w.w_hh), initial, of_direction(shape, output, d), h_n[d]};
   if (shape.N > 0) add_states(shape, d, w, input_gates, table, initial);
   return {w.w_hh.mm(w.w_hr),
           {},
-          of_data_rows(shape, {shape.N, shape.H}, output.options()),
+          of_data_rows(shape, {shape.N, shape.H}, output.options(), hint),
           at::empty({shape.B, shape.H}, output.options())};
 }
 void project(const LayerShape& shape, int d, const DirectionWeights& w, const Recurrence& r, const at::Tensor& output,
@@ -109,24 +108,26 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
   const std::int64_t N = shape.N, B = shape.B, H = shape.H, gates = shape.G * H, S = shape.S * H;
   const at::TensorOptions storage = input.options(), compute = storage.dtype(compute_type(input));
   const at::Tensor x = input.reshape({N, shape.I}), table = sequence_table(shape, input);
-  const at::Tensor output = of_data_rows(shape, shape.output_sizes(), storage),
+  const Plan plan = plan_for<Storage>(shape, false);
+  const bool hint = by_hint(shape, plan);
+  const at::Tensor output = of_data_rows(shape, shape.output_sizes(), storage, hint),
                    h_n = at::empty({shape.D, B, shape.P}, storage);
-  const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous(), resets = dense(shape.resets.before);
+  const at::Tensor h0 = states.empty() ? at::Tensor() : whole(states[0]), resets = dense(shape.resets.before);
   at::Tensor c;
   if (shape.states == 2)
     c = states.empty() ? at::zeros({shape.D, B, H}, compute)
                        : states[1].to(compute.dtype(), /*non_blocking=*/false, /*copy=*/true).contiguous();
-  const Plan plan = plan_for<Storage>(shape, false);
   const at::Tensor arrived = counters(shape, plan, storage);
   Tensors saved;
   for (int d = 0; d < shape.D; ++d) {
     const DirectionWeights w = direction_weights(shape, weights, d);
-    // W x stands where the activated gates will: each unit reads its own before it writes them.
-    const at::Tensor buffer = at::empty({N, save == Save::gates ? S : gates}, storage);
+    // W x stands where the activated gates will: each unit reads its own before it writes them. As wide if none are
+    // saved: the leading dimension is part of what cuBLAS chooses an algorithm by, and another sum has other bits.
+    const at::Tensor buffer = at::empty({N, S}, storage);
     at::Tensor input_gates = buffer.narrow(1, 0, gates);
     if (shape.bias) at::addmm_out(input_gates, w.b_ih, x, w.w_ih.t());
     else at::mm_out(input_gates, x, w.w_ih.t());
-    const Recurrence r = recurrence(shape, d, w, input_gates, table, h0, output, h_n);
+    const Recurrence r = recurrence(shape, d, w, input_gates, table, h0, output, h_n, hint);
     const at::Tensor bias = shape.bias ? w.b_hh.contiguous() : at::Tensor();
     const at::Tensor reset_h = reset_state(shape, 0, d), reset_c = reset_state(shape, 1, d);
     at::Tensor cells;
@@ -135,7 +136,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     a.sequence = sequence_on_device(shape, d, table);
     a.H = H;
     a.input_gates = data<Storage>(buffer);
-    a.input_ld = buffer.size(1);
+    a.input_ld = S;
     a.recurrent = data<Storage>(r.weights);
     a.bias_h = data<Storage>(bias);
     a.h0 = data<Storage>(r.h0);
@@ -149,6 +150,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     a.h_n = mutable_data<Storage>(r.h_n);
     a.c = c.defined() ? mutable_data<Compute>(c) + d * B * H : nullptr;
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
+    a.hint = hint;
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     if (N > 0) {
       const std::string error = launch_forward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(input));
@@ -226,7 +228,7 @@ struct DirectionGradients {
 
   // Starts the kernel, which makes d_gates.
   template <class Storage>
-  void launch(const Plan& plan, const at::Tensor& arrived) const {
+  void launch(const Plan& plan, const at::Tensor& arrived, bool hint) const {
     using Compute = compute_t<Storage>;
     const at::Tensor recurrent = (shape.projected ? w.w_hh.mm(w.w_hr) : w.w_hh).t().contiguous();
     const at::Tensor d_hidden = to_hidden(d_output), d_last = to_hidden(dh);
@@ -252,6 +254,7 @@ struct DirectionGradients {
     a.d_reset_c = mutable_data<Compute>(d_reset_c);
     a.d_gates = mutable_data<Storage>(d_gates);
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
+    a.hint = hint;
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     a.grad_clip = static_cast<Compute>(shape.grad_clip);
     check_launch(launch_backward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(x)), "backward", shape,
@@ -327,6 +330,7 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
   for (std::size_t i = 0; i < shape.resets.states.size(); ++i)
     if (needed[first_reset + i]) d_resets[i] = at::zeros({shape.D, B, i == 0 ? shape.P : shape.H}, compute);
   const Plan plan = plan_for<Storage>(shape, true);
+  const bool hint = by_hint(shape, plan);
   const at::Tensor arrived = counters(shape, plan, storage);
   Tensors results(needed.size());
   for (int d = 0; d < shape.D; ++d) {
@@ -349,10 +353,10 @@ Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor
                                    d_resets[0].defined() ? d_resets[0][d] : at::Tensor(),
                                    d_resets[1].defined() ? d_resets[1][d] : at::Tensor(),
                                    has_c ? to_compute(grads[3 + d]) : at::Tensor(),
-                                   of_data_rows(shape, {N, shape.S * shape.H}, storage),
+                                   of_data_rows(shape, {N, shape.S * shape.H}, storage, hint),
                                    table};
     const at::Tensor dh_n = shape.projected ? of.dh.to(storage.dtype(), false, /*copy=*/true) : at::Tensor();
-    if (N > 0) of.launch<Storage>(plan, arrived);
+    if (N > 0) of.launch<Storage>(plan, arrived, hint);
     if (needed[0]) {
       const at::Tensor d_rows = of.input_columns().matmul(of.w.w_ih);
       results[0] = results[0].defined() ? results[0] + d_rows : d_rows;

@@ -18,7 +18,7 @@ struct Product {
   std::int64_t columns;
   int per_unit;
   bool tensor;
-  int granule() const { return (tensor ? tile_columns : weight_rows) / per_unit; }  // units that are done together
+  int granule() const { return (tensor ? tile_weights : weight_rows) / per_unit; }  // units that are done together
 };
 Product product_of(const Shape& shape, const Device& device, bool backward) {
   const bool tensor = device.tensor_cores && (shape.storage_bytes == 2 || (shape.storage_bytes == 4 && shape.tf32));
@@ -26,35 +26,40 @@ Product product_of(const Shape& shape, const Device& device, bool backward) {
   return {shape.H, weight_rows, tensor};
 }
 
-// Gives a plan its places in shared memory. Without weights to keep there, the source has a third of it, so that
+// Gives a plan its places in shared memory. Without weights to keep there, the staged rows have a third of it, so that
 // several blocks fit on a multiprocessor.
 void lay_out(Plan& plan, const Shape& shape, const Device& device, const Product& product) {
   const std::int64_t weights = plan.units_per_block * product.per_unit;  // rows of them
-  const auto room_beside = [&](std::int64_t bytes) {
-    return plan.resident ? device.shared_per_block - bytes : device.shared_per_block / 3;
-  };
-  std::int64_t weight_bytes = 0, partial_bytes = 0;
+  std::int64_t staged_bytes = 0, source_bytes = 0, weight_bytes = 0, partial_bytes = 0;
+  const auto round_up = [](std::int64_t bytes) { return divide_up(bytes, 16) * 16; };
+  plan.source_stride = round_up(product.columns * shape.storage_bytes);
   if (plan.tensor) {
-    const std::int64_t tiles = divide_up(weights, tile_columns), slab_columns = slab_bytes / shape.storage_bytes;
-    const std::int64_t slabs = divide_up(product.columns, slab_columns);
-    constexpr int fragment = 32 * 16;  // bytes of a warp's part of a slab, and of a tile of sums
-    plan.split = tiles <= warps / 2;
-    if (plan.resident) weight_bytes = tiles * slabs * fragment;
-    if (plan.split) partial_bytes = chains * tiles * fragment;
-    // Whole chains' worth of slabs. Rows half a bank row apart: then the lanes of a fragment read different banks.
-    const std::int64_t row_room = room_beside(weight_bytes + partial_bytes) / tile_rows - slab_bytes;
-    const std::int64_t fitting = std::max<std::int64_t>(1, row_room / (chains * slab_bytes)) * chains;
-    const std::int64_t staged = std::min(slabs, fitting);
-    plan.staged_columns = staged * slab_columns;
-    plan.staged_stride = (staged | 1) * slab_bytes;
-  } else {
-    if (plan.resident) weight_bytes = weights * product.columns * shape.storage_bytes;
-    const std::int64_t column_bytes = plan.rows * shape.compute_bytes;
-    const std::int64_t fitting = std::max<std::int64_t>(32, room_beside(weight_bytes) / column_bytes / 32 * 32);
-    plan.staged_columns = std::min(product.columns, fitting);
-    plan.staged_stride = plan.staged_columns * shape.compute_bytes;
+    const std::int64_t tiles = divide_up(weights, tile_weights);
+    const std::int64_t slabs = divide_up(product.columns * shape.storage_bytes, slab_bytes);
+    constexpr int fragment = 32 * 16;  // bytes of a warp's part of a slab: of 8 rows
+    plan.split = plan.kind != Kind::block;
+    const int most_tiles = held_tiles(product.per_unit),
+              most_slabs = held_slabs(product.per_unit, shape.gates, shape.storage_bytes, plan.split);
+    plan.held = plan.resident && plan.aligned &&
+                (plan.split ? tiles <= most_tiles && slabs <= chains * most_slabs
+                            : tiles <= warps * most_tiles && slabs <= most_slabs);
+    if (plan.resident && !plan.held) weight_bytes = tiles * slabs * 2 * fragment;
+    if (plan.split) partial_bytes = 2 * chains * most_tiles * fragment;
+    plan.source_stride = (slabs | 1) * slab_bytes;  // half a bank row apart: lanes of a fragment read different banks
   }
-  plan.weights_at = divide_up(plan.rows * plan.staged_stride, 16) * 16;
+  if (plan.kind == Kind::block) source_bytes = 2 * plan.rows * plan.source_stride;
+  plan.kept = source_bytes > 0 && source_bytes <= device.shared_per_block / (plan.resident ? 1 : 3);
+  if (!plan.kept) source_bytes = 0;
+  if (!plan.tensor) {
+    if (plan.resident) weight_bytes = round_up(weights * product.columns * shape.storage_bytes);
+    const std::int64_t room =
+        plan.resident ? device.shared_per_block - weight_bytes - source_bytes : device.shared_per_block / 3;
+    const std::int64_t column_bytes = plan.rows * shape.compute_bytes;
+    plan.staged_columns = std::min(product.columns, std::max<std::int64_t>(32, room / column_bytes / 32 * 32));
+    staged_bytes = round_up(plan.staged_columns * column_bytes);
+  }
+  plan.source_at = staged_bytes;
+  plan.weights_at = plan.source_at + source_bytes;
   plan.partials_at = plan.weights_at + weight_bytes;
   plan.shared_bytes = plan.partials_at + partial_bytes;
 }
@@ -64,10 +69,11 @@ Plan with_layout(Kind kind, std::int64_t rows_per_block, std::int64_t units, boo
   Plan plan;
   plan.kind = kind;
   plan.tensor = product.tensor;
-  plan.rows = product.tensor ? tile_rows : shape.B >= 3 ? 8 : 1;
+  plan.rows = product.tensor || shape.B >= 3 ? 8 : 1;
   plan.rows_per_block = rows_per_block ? rows_per_block : plan.rows;
   plan.units_per_block = units;
   plan.resident = resident;
+  plan.aligned = shape.H * shape.storage_bytes % 16 == 0;
   lay_out(plan, shape, device, product);
   return plan;
 }
@@ -93,7 +99,10 @@ std::optional<Plan> best_grid(const Shape& shape, const Device& device, const Pr
 std::string Plan::describe() const {
   return std::string(name(kind)) + ", " + std::to_string(units_per_block) + " units and " +
          std::to_string(rows_per_block) + (rows_per_block == 1 ? " row" : " rows") + " a block, " +
-         std::to_string(shared_bytes) + " bytes shared" + (resident ? ", weights among them" : "") +
+         std::to_string(shared_bytes) + " bytes shared" +
+         (held       ? ", weights in registers"
+          : resident ? ", weights among them"
+                     : "") +
          (tensor ? ", tensor cores" : "");
 }
 
@@ -103,17 +112,23 @@ double step_cycles(const Plan& plan, const Shape& shape, const Device& device, b
   const Product product = product_of(shape, device, backward);
   const std::int64_t batch = std::max<std::int64_t>(shape.B, 1), rows = std::min(plan.rows_per_block, batch);
   const std::int64_t row_tiles = divide_up(rows, plan.rows), granule = product.granule();
+  const std::int64_t granules = divide_up(plan.units_per_block, granule);
   const double columns = number(product.columns), bytes = shape.storage_bytes;
-  const double weights = number(divide_up(plan.units_per_block, granule) * granule * product.per_unit);
-  const double source = number(rows) * columns * bytes / 64;  // bytes a cycle, from L2
-  const double weights_read = number(row_tiles) * weights * columns * bytes / (plan.resident ? 128 : 64);
-  const double multiply_adds = plan.tensor ? 2048 / bytes : 256.0 / shape.compute_bytes;  // a cycle
+  const double weights = number(granules * granule * product.per_unit);
+  // From L2; where the block keeps the source, each of 8 warps reads all of it.
+  const double source = plan.kind == Kind::block ? number(8 * plan.rows) * columns * bytes / 128
+                                                 : 600 + number(row_tiles * plan.rows) * columns * bytes / 32;
+  const double weights_read =
+      plan.held ? 0 : number(row_tiles) * weights * columns * bytes / (plan.resident ? 128 : 32);
+  const double multiply_adds = plan.tensor ? 1024 / bytes : 256.0 / shape.compute_bytes;  // a cycle
   const double arithmetic = number(row_tiles * plan.rows) * weights * columns / multiply_adds;
-  const double updates = 200 * number(row_tiles * divide_up(plan.units_per_block, warps * granule));
-  const double meeting = plan.kind == Kind::grid ? 1500 : plan.kind == Kind::step ? 5000 : 100, latency = 500;
+  double updates = 1500 * number(row_tiles * divide_up(granules, warps));
+  if (plan.split) updates = 2300 * number(row_tiles * divide_up(granules, held_tiles(product.per_unit)));
+  else if (plan.tensor) updates = 1200 + (backward ? 3700 : 1750) * number(divide_up(granules, warps));
+  const double meeting = plan.kind == Kind::grid ? 1300 : plan.kind == Kind::step ? 5000 : 100;
   const std::int64_t blocks = divide_up(batch, plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
   const double waves = number(divide_up(blocks, device.multiprocessors));
-  return waves * (source + std::max(weights_read, arithmetic) + updates + latency) + meeting;
+  return waves * (source + std::max(weights_read, arithmetic) + updates) + meeting;
 }
 
 Plan choose_plan(const Shape& shape, const Device& device, bool backward, const std::string& forced) {
@@ -122,12 +137,7 @@ Plan choose_plan(const Shape& shape, const Device& device, bool backward, const 
   const Product product = product_of(shape, device, backward);
   std::vector<Plan> plans;
   if (forced != "grid" && forced != "step" && (shape.T > 1 || !forced.empty())) {
-    const auto block = [&](bool resident) {  // all at the same time, if more rows a block can do that
-      Plan plan = with_layout(Kind::block, 0, shape.H, resident, shape, device, product);
-      plan.rows_per_block *=
-          std::max<std::int64_t>(1, divide_up(divide_up(shape.B, device.multiprocessors), plan.rows));
-      return plan;
-    };
+    const auto block = [&](bool kept) { return with_layout(Kind::block, 0, shape.H, kept, shape, device, product); };
     if (const Plan kept = block(true); kept.shared_bytes <= device.shared_per_block) plans.push_back(kept);
     else if (!forced.empty()) plans.push_back(block(false));
   }
@@ -137,7 +147,7 @@ Plan choose_plan(const Shape& shape, const Device& device, bool backward, const 
     if (grid) plans.push_back(*grid);
   }
   if (forced.empty() || forced == "step") {
-    const std::int64_t units = product.tensor ? tile_columns : warps * product.granule();
+    const std::int64_t units = product.tensor ? product.granule() : warps * product.granule();
     plans.push_back(with_layout(Kind::step, 0, units, false, shape, device, product));
   }
   if (plans.empty()) throw std::invalid_argument("plan grid: this device cannot have so many blocks together");

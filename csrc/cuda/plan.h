@@ -21,27 +21,42 @@ struct Shape {
   bool tf32 = false;  // products of float32 numbers may be of rounded ones
 };
 
-// `block`: a block has some rows and all units, and meets nobody. `grid`: a block has some units of some rows, and
-// those that share rows meet after each step; they must be on the device together. `step`: a launch for each step.
+// `block`: a block has some rows and all units, keeps their h to itself, and meets nobody. `grid`: a block has some
+// units of some rows, and those that share rows meet after each step; they must be on the device together. `step`: a
+// launch for each step.
 enum class Kind { block, grid, step };
 
 inline constexpr int warps = 8, threads = 32 * warps;  // of a block
 inline constexpr int weight_rows = 4;                  // that a warp multiplies with at once, without tensor cores
-inline constexpr int tile_rows = 16, tile_columns = 8;  // of a tensor core's result: rows of the batch, of the weights
+inline constexpr int tile_rows = 8, tile_weights = 16;  // of a tensor core's result: rows of the batch, of the weights
+inline constexpr int split_tensor = 0, tensor = -1;  // in the place of a product's rows: by tensor cores
 inline constexpr int slab_bytes = 64;  // of a row of either, that two of its instructions take
 inline constexpr int chains = 8;  // sums of a product, each of every 8th slab
+
+// Tiles and slabs of them that a warp can keep in registers: forward, where a unit has 4 rows of the weights, and
+// backward, where it has one and they are as many times longer as there are gates. Fewer where more else is to be kept:
+// of float32 numbers, which are rounded on the way, and backward of four items a lane.
+constexpr int held_tiles(int per_unit) { return per_unit > 1 ? 4 : 1; }
+constexpr int held_slabs(int per_unit, int gates, int storage_bytes, bool split) {
+  if (per_unit > 1) return split && storage_bytes == 4 ? 3 : 4;
+  return split ? 4 * gates : 4 * gates - 4;
+}
 
 struct Plan {
   Kind kind = Kind::step;
   bool tensor = false;  // products by tensor cores
-  int rows = 1;  // of the batch that a product has at once: 1 or 8, with tensor cores 16
+  int rows = 1;  // of the batch that a product has at once: 1 or 8, with tensor cores 8
   std::int64_t rows_per_block = 0;  // of the batch
   std::int64_t units_per_block = 0;  // of H
-  std::int64_t staged_columns = 0;  // of the source rows that are in shared memory at a time
-  bool resident = false;  // the block's rows of the weights stay in shared memory
-  bool split = false;  // with tensor cores: each warp has one chain of all tiles, not all of one tile
-  // Bytes: from one staged row to the next, and what lies where in shared memory, the staged rows first.
-  std::int64_t staged_stride = 0, weights_at = 0, partials_at = 0, shared_bytes = 0;
+  std::int64_t staged_columns = 0;  // without tensor cores: of the source rows that are in shared memory at a time
+  bool aligned = false;  // rows of H elements begin at multiples of 16 bytes
+  bool resident = false;  // the block's rows of the weights stay on the multiprocessor: in shared memory, or
+  bool held = false;  // with tensor cores, in registers
+  bool kept = false;  // the block's own results, which its next step multiplies with, are in shared memory
+  bool split = false;  // with tensor cores: each warp has one chain of all tiles, not all of some
+  // Bytes: from a row of the source to the next, where the block keeps it, and what lies where in shared memory, staged
+  // rows first.
+  std::int64_t source_stride = 0, source_at = 0, weights_at = 0, partials_at = 0, shared_bytes = 0;
 
   std::string describe() const;
 };

@@ -10,24 +10,42 @@
 
 namespace lstm_fused::cuda {
 
+struct Range {
+  int begin, end;
+};
+
 // A block's part of the weights [gates, H, K]: of its units, each with `gates` rows.
 template <class Storage>
 struct Weights {
   const Storage* matrix;
-  std::int64_t K, H;
-  int gates;
-  std::int64_t begin, end;  // units
+  int K, H, gates;
+  int begin, end;  // units
+
+  __device__ Weights(const Storage* matrix, std::int64_t H, std::int64_t K, int gates, const Range& units)
+      : matrix(matrix),
+        K(static_cast<int>(K)),
+        H(static_cast<int>(H)),
+        gates(gates),
+        begin(units.begin),
+        end(units.end) {}
 
   // The row of a gate of a unit; null where there is none.
-  __device__ const Storage* row(std::int64_t unit, int gate) const {
-    return unit < end && gate < gates ? matrix + (gate * H + unit) * K : nullptr;
+  __device__ const Storage* row(int unit, int gate) const {
+    return unit < end && gate < gates ? matrix + (static_cast<std::int64_t>(gate) * H + unit) * K : nullptr;
   }
+};
+
+// A row that a product multiplies; null: zeros. `awaited`: another block may not have written it yet.
+template <class Storage>
+struct SourceRow {
+  const Storage* at;
+  bool awaited;
 };
 
 // A result of a pass over some of the block's units, for the lane that is given it.
 struct Item {
   int row;            // of the source
-  std::int64_t unit;  // of H
+  int unit;  // of H
   bool valid;
 };
 
@@ -63,7 +81,8 @@ class Product {
   static constexpr int warp_units = weight_rows / per_unit;
 
  public:
-  static constexpr int rows = rows_at_once, items = 1;
+  using Value = Compute;  // what cells compute with
+  static constexpr int rows = rows_at_once, items = 1, neighbour = 0;
 
   __device__ Product(const Weights<Storage>& weights, const Plan& plan, unsigned char* shared)
       : weights(weights),
@@ -71,46 +90,50 @@ class Product {
         staged(reinterpret_cast<Compute*>(shared)),
         kept(reinterpret_cast<Storage*>(shared + plan.weights_at)) {}
 
+  __device__ int updating_warps() const { return warps; }
+
   // Units of a pass, over all warps.
-  __device__ std::int64_t pass_units() const { return warps * warp_units; }
+  __device__ int pass_units() const { return warps * warp_units; }
 
   // Copies the block's weights to shared memory, if they are to stay there.
   __device__ void keep_weights() {
     if (!plan.resident) return;
-    for (std::int64_t i = 0; i < plan.units_per_block * per_unit; ++i) {
+    for (int i = 0; i < plan.units_per_block * per_unit; ++i) {
       const Storage* const row = weights.row(weights.begin + i / per_unit, i % per_unit);
       if (!row) continue;
-      for (std::int64_t k = threadIdx.x; k < weights.K; k += threads) kept[i * weights.K + k] = row[k];
+      for (int k = threadIdx.x; k < weights.K; k += threads) kept[i * weights.K + k] = row[k];
     }
     __syncthreads();
   }
 
-  __device__ Item item(int /*i*/, std::int64_t first) const {
-    const int lane = threadIdx.x % 32;
-    if (per_unit > 1) return {lane, first + threadIdx.x / 32, lane < rows && first + threadIdx.x / 32 < weights.end};
-    const int sum = lane / lanes_per_sum;
-    const std::int64_t unit = first + threadIdx.x / 32 * warp_units + sum % weight_rows;
+  __device__ Item item(int /*i*/, int first) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+    if (per_unit > 1) return {lane, first + warp, lane < rows && first + warp < weights.end};
+    const int sum = lane / lanes_per_sum, unit = first + warp * warp_units + sum % weight_rows;
     return {sum / weight_rows, unit, lane % lanes_per_sum == 0 && unit < weights.end};
   }
 
   // The source rows are others from here on.
-  __device__ void next_rows() { first_staged = -1; }
+  template <class Row>
+  __device__ void aim(const Row& /*row*/) {
+    first_staged = -1;
+  }
 
   // A pass, from unit `first` on: the sums of this lane's items. Called by all warps of a block. row(r) is a source row
-  // or null for zeros, and column(k) the place of its k-th number.
-  template <class Row, class Column>
-  __device__ void multiply(std::int64_t first, const Row& row, const Column& column, Compute (&result)[1][per_unit]) {
-    const std::int64_t unit = first + threadIdx.x / 32 * warp_units;
+  // (SourceRow), and its k-th number lies shift(k) elements further.
+  template <class Row, class Shift>
+  __device__ void multiply(int first, const Row& row, const Shift& shift, Compute (&result)[1][per_unit]) {
+    const int unit = first + threadIdx.x / 32 * warp_units;
     const Storage* mine[weight_rows];
     for (int i = 0; i < weight_rows; ++i) {
       mine[i] = weights.row(unit + i / per_unit, i % per_unit);
       if (plan.resident && mine[i]) mine[i] = kept + ((unit - weights.begin) * per_unit + i) * weights.K;
     }
     Compute sum[sums] = {};
-    for (std::int64_t begin = 0; begin < weights.K; begin += plan.staged_columns) {
-      const std::int64_t left = weights.K - begin, width = left < plan.staged_columns ? left : plan.staged_columns;
-      if (begin != first_staged) stage(begin, width, row, column);
-      for (std::int64_t k = threadIdx.x % 32; k < width; k += 32) {
+    for (int begin = 0; begin < weights.K; begin += plan.staged_columns) {
+      const int left = weights.K - begin, width = left < plan.staged_columns ? left : plan.staged_columns;
+      if (begin != first_staged) stage(begin, width, row, shift);
+      for (int k = threadIdx.x % 32; k < width; k += 32) {
         Compute w[weight_rows];
 #pragma unroll
         for (int i = 0; i < weight_rows; ++i) w[i] = mine[i] ? load(mine[i] + begin + k) : Compute(0);
@@ -130,13 +153,16 @@ class Product {
   }
 
  private:
-  template <class Row, class Column>
-  __device__ void stage(std::int64_t begin, std::int64_t width, const Row& row, const Column& column) {
+  // Past L1 what may be another block's.
+  __device__ Compute number_at(const Storage* at) const { return plan.kind == Kind::block ? load(at) : load_fresh(at); }
+
+  template <class Row, class Shift>
+  __device__ void stage(int begin, int width, const Row& row, const Shift& shift) {
     __syncthreads();  // everybody has read what was there
     for (int r = 0; r < rows; ++r) {
-      const Storage* const from = row(r);
-      for (std::int64_t k = threadIdx.x; k < width; k += threads)
-        staged[r * plan.staged_columns + k] = from ? load_fresh(from + column(begin + k)) : Compute(0);
+      const Storage* const from = row(r).at;
+      for (int k = threadIdx.x; k < width; k += threads)
+        staged[r * plan.staged_columns + k] = from ? number_at(from + begin + k + shift(begin + k)) : Compute(0);
     }
     __syncthreads();
     first_staged = begin;
@@ -146,7 +172,7 @@ class Product {
   const Plan& plan;
   Compute* const staged;  // [rows, staged_columns]
   Storage* const kept;    // [units * per_unit, K]
-  std::int64_t first_staged = -1;
+  int first_staged = -1;
 };
 
 }  // namespace lstm_fused::cuda

@@ -54,6 +54,18 @@ Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Te
   return sequence;
 }
 
+at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at::TensorOptions& options, bool hint) {
+  if (shape.device_batch_sizes.defined()) return at::zeros(sizes, options);
+  if (!hint) return at::empty(sizes, options);
+  const auto words = options.dtype().itemsize() == 2 ? at::kShort : at::kInt;
+  return at::full(sizes, -1, options.dtype(words)).view(c10::typeMetaToScalarType(options.dtype()));
+}
+
+at::Tensor whole(const at::Tensor& tensor) {
+  const at::Tensor found = tensor.contiguous();
+  return reinterpret_cast<std::uintptr_t>(found.const_data_ptr()) % 16 ? found.clone() : found;
+}
+
 at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& like) {
   if (shape.device_batch_sizes.defined()) {
     // A row has as many steps as there are sizes above its number. Without a step it is given the last data row, which

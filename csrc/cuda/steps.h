@@ -11,6 +11,14 @@ at::Tensor sequence_table(const LayerShape& shape, const at::Tensor& input);
 
 Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Tensor& table);
 
+// Room for data rows. Where the host does not know how many there are, those beyond them count as zeros in products.
+// `hint`: not_yet (values.cuh) all over, for blocks that await each other's results.
+at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at::TensorOptions& options,
+                        bool hint = false);
+
+// Contiguous, and at a multiple of 16 bytes, which kernels read at once.
+at::Tensor whole(const at::Tensor& tensor);
+
 // The data row in which each row of the batch has its first step, in the direction of time: [B].
 at::Tensor first_rows(const LayerShape& shape, bool reverse, const at::Tensor& table, const at::Tensor& like);
 

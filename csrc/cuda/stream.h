@@ -1,5 +1,7 @@
-// The stream that a device's work goes to: PyTorch's current one.
+// What PyTorch says of work on a device: the stream that it goes to, and how exact it is to be.
 #pragma once
+
+#include <ATen/Context.h>
 
 #ifndef LSTM_FUSED_CUDA_EMULATED
 #include <c10/cuda/CUDAGraphsC10Utils.h>
@@ -23,6 +25,12 @@ inline bool capturing() {
 #else
   return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
 #endif
+}
+
+// Whether products of float32 numbers may be of rounded ones: what torch allows its own recurrent layers.
+inline bool tf32_allowed() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
+         at::Float32Precision::TF32;
 }
 
 }  // namespace lstm_fused::cuda

@@ -1,18 +1,18 @@
 // The product inside a time step by tensor cores, with the interface of product.cuh: of bfloat16 and float16 numbers,
 // and of float32 ones rounded to tf32, with sums in float32.
 //
-// An instruction multiplies a tile of 16 source rows with 8 rows of the weights. A lane has four neighbouring 32-bit
-// words of source rows lane/4 and lane/4 + 8, and of weight row lane/4: 64 bytes of each row, a *slab*, are a fragment
-// of 16 bytes a lane, and two instructions take it. (In which order an instruction takes its columns does not matter,
-// as long as both sides have the same.)
+// An instruction multiplies 16 rows of the weights, a *tile*, with 8 rows of the source. A lane has four neighbouring
+// 32-bit words of weight rows lane/4 and lane/4 + 8, and of source row lane/4: 64 bytes of each row, a *slab*, are a
+// fragment of 16 bytes a lane and row, and two instructions take it. (In which order an instruction takes its columns
+// does not matter, as long as both sides have the same.)
 //
 // Sums are made in 8 *chains*, of every 8th slab, which are added up in pairs at the end; so the order depends on
-// nothing but k. Where the block has few tiles, each warp has a chain of all of them, and the chains meet in shared
-// memory; else a warp has all chains of a tile.
+// nothing but k. Where the source comes from other blocks, each warp has a chain of all tiles, so that it reads its
+// part of the source and no other, and the chains meet in shared memory; where it is the block's own, a warp has all
+// chains of some tiles. Fragments of the weights stay in registers where they fit, else in shared memory, else nowhere.
 #pragma once
 
-#include <cuda_pipeline_primitives.h>
-
+#include "approximate.cuh"
 #include "product.cuh"
 
 namespace lstm_fused::cuda {
@@ -49,186 +49,310 @@ __device__ inline void multiply_add(float, float (&sum)[4], unsigned a0, unsigne
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(to_tf32(a0)), "r"(to_tf32(a1)), "r"(to_tf32(a2)), "r"(to_tf32(a3)), "r"(to_tf32(b0)), "r"(to_tf32(b1)));
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(to_tf32(b0)), "r"(to_tf32(b1)));
 #endif
 }
 
-// The 16 bytes from `row + column(k)` on, with zeros beyond column K and for no row.
-template <class Storage, class Column>
-__device__ uint4 gather(const Storage* row, std::int64_t k, std::int64_t K, const Column& column) {
-  unsigned words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(Storage) == 4) {
-      words[i] = row && k + i < K ? __float_as_uint(load_fresh(row + column(k + i))) : 0;
-    } else {
-      const auto bits = [&](std::int64_t at) -> unsigned {
-        return row && at < K ? __ldcg(reinterpret_cast<const unsigned short*>(row + column(at))) : 0;
-      };
-      words[i] = bits(k + 2 * i) | bits(k + 2 * i + 1) << 16;
-    }
-  }
-  return {words[0], words[1], words[2], words[3]};
-}
-
-template <class Storage, int per_unit>
+// `split`: each warp has one chain of all tiles, not all chains of some.
+template <class Storage, int per_unit, int gates, bool split>
 class TensorProduct {
   static constexpr int lane_columns = 16 / sizeof(Storage), slab_columns = 4 * lane_columns;
-  static constexpr int tile_units = tile_columns / per_unit;
+  static constexpr int tile_units = tile_weights / per_unit;
+  static constexpr int most_tiles = held_tiles(per_unit),
+                       most_slabs = held_slabs(per_unit, gates, sizeof(Storage), split);
 
  public:
+  using Value = Approximate;
   static constexpr int rows = tile_rows;
-  static constexpr int items = per_unit > 1 ? 1 : 4;  // a tile has 16 * 8 sums, 4 for a lane
+  static constexpr int items = split ? 1 : 4;  // one of each tile, or the four of one
 
-  // `aligned`: all rows, of the source too, begin at multiples of 16 bytes, and so does every gate in them.
-  __device__ TensorProduct(const Weights<Storage>& weights, const Plan& plan, unsigned char* shared, bool aligned)
+  // `hint`: rows that are awaited say themselves whether they are there (not_yet, values.cuh).
+  __device__ TensorProduct(const Weights<Storage>& weights, const Plan& plan, unsigned char* shared, bool hint)
       : weights(weights),
         plan(plan),
-        aligned(aligned),
-        slabs((weights.K + slab_columns - 1) / slab_columns),
-        tiles((plan.units_per_block + tile_units - 1) / tile_units),
-        staged(shared),
+        hint(hint),
+        slabs(static_cast<int>((weights.K + slab_columns - 1) / slab_columns)),
+        tiles(static_cast<int>((plan.units_per_block + tile_units - 1) / tile_units)),
         kept(reinterpret_cast<uint4*>(shared + plan.weights_at)),
-        partials(reinterpret_cast<float4*>(shared + plan.partials_at)) {}
+        partials(reinterpret_cast<float4*>(shared + plan.partials_at)),
+        warp_slabs(split ? (slabs - warp + chains - 1) / chains : slabs),
+        lane_slabs(count_of_lane()) {}
 
-  __device__ std::int64_t pass_units() const { return (plan.split ? tiles : warps) * tile_units; }
+  __device__ int pass_units() const { return (split ? 1 : warps) * most_tiles * tile_units; }
+  // Warps that have items in a pass over all units.
+  __device__ int updating_warps() const { return !split ? warps : per_unit == 1 ? 4 : min(tiles, most_tiles); }
 
   __device__ void keep_weights() {
-    if (!plan.resident) return;
-    for (std::int64_t i = warp; i < tiles * slabs; i += warps)
-      kept[i * 32 + lane] = from_memory(weights.begin + i / slabs * tile_units, i % slabs);
+    if (plan.held) {
+#pragma unroll
+      for (int tile = 0; tile < most_tiles; ++tile)
+#pragma unroll
+        for (int i = 0; i < most_slabs; ++i)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            held[tile][i][half] = whole_from_memory(weights.begin + tile_of(tile) * tile_units, slab_of(i), half);
+    } else if (plan.resident) {
+      for (int i = warp; i < tiles * slabs * 2; i += warps)
+        kept[i * 32 + lane] = from_memory(weights.begin + i / 2 / slabs * tile_units, i / 2 % slabs, i % 2);
+    }
     __syncthreads();
   }
 
-  // Where each warp has a chain, a tile is one warp's in the end, or shared by several, each with some of the items.
-  __device__ Item item(int i, std::int64_t first) const {
-    const int share = warps_of_tile(), tile = warp / share;
-    const std::int64_t unit_of_tile = first + tile * tile_units;
-    const bool mine = !plan.split || (tile < tiles && i % share == warp % share);
+  __device__ Item item(int i, int first) const {
     Item found;
-    if constexpr (per_unit > 1) found = {lane / 4 + lane % 2 * 8, unit_of_tile + lane % 4 / 2, mine};
-    else found = {lane / 4 + i / 2 * 8, unit_of_tile + lane % 4 * 2 + i % 2, mine};
+    if constexpr (per_unit > 1) {
+      const int tile = split ? warp : tile_of(i);
+      found = {lane % 4 * 2 + lane / 4 % 2, first + tile * tile_units + lane / 8, !split || warp < most_tiles};
+    } else {
+      const int which = split ? warp : i, tile = split ? 0 : warp;
+      found = {lane % 4 * 2 + which % 2, first + tile * tile_units + lane / 4 + which / 2 * 8, !split || warp < 4};
+    }
     found.valid = found.valid && found.unit < weights.end;
     return found;
   }
+  // The lane with the next unit of the same row is this far away, for one whose unit is even.
+  static constexpr int neighbour = per_unit > 1 ? 8 : 4;
 
-  __device__ void next_rows() { first_staged = -1; }
+  // The source rows are others from here on; `row` is asked for the lane's own, see product.cuh.
+  template <class Row>
+  __device__ void aim(const Row& row) {
+    const SourceRow<Storage> found = row(lane / 4);
+    from = found.at + first_column();
+    awaited = found.awaited;
+    count = found.at ? lane_slabs : 0;
+  }
 
-  template <class Row, class Column>
-  __device__ void multiply(std::int64_t first, const Row& row, const Column& column, float (&result)[items][per_unit]) {
-    float chain[chains][4] = {};  // of one tile; where chains are split among warps, of some tiles
-    const std::int64_t staged_slabs = plan.staged_columns / slab_columns;
-    for (std::int64_t begin = 0; begin < slabs; begin += staged_slabs) {
-      const std::int64_t end = begin + staged_slabs < slabs ? begin + staged_slabs : slabs;
-      if (begin != first_staged) stage(begin, end, row, column);
-      if (plan.split) {
-        for (std::int64_t slab = begin + warp; slab < end; slab += chains)
-#pragma unroll
-          for (int tile = 0; tile < warps / 2; ++tile)
-            if (tile < tiles) multiply_slab(chain[tile], first + tile * tile_units, slab, begin);
-      } else if (first + warp * tile_units < weights.end) {
-        for (std::int64_t slab = begin; slab < end; slab += chains)
-#pragma unroll
-          for (int c = 0; c < chains; ++c)
-            if (slab + c < end) multiply_slab(chain[c], first + warp * tile_units, slab + c, begin);
-      }
-    }
-    if (plan.split) exchange(chain);
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      chain[0][i] = ((chain[0][i] + chain[1][i]) + (chain[2][i] + chain[3][i])) +
-                    ((chain[4][i] + chain[5][i]) + (chain[6][i] + chain[7][i]));
-    give(chain[0], result);
+  // As in product.cuh, with the rows that were aimed at.
+  template <class Row, class Shift>
+  __device__ void multiply(int first, const Row& /*row*/, const Shift& shift, float (&result)[items][per_unit]) {
+    const int tile = (first - weights.begin) / tile_units;
+    if constexpr (split) multiply_chain(tile, shift, result);
+    else multiply_tiles(tile, shift, result);
   }
 
  private:
-  __device__ int warps_of_tile() const {
-    if (!plan.split || per_unit > 1) return 1;
-    return tiles <= 2 ? 4 : 2;
-  }
+  // Of the block's tiles, the i-th of this warp in a pass; of the slabs, its i-th.
+  __device__ int tile_of(int i) const { return split ? i : warp + i * warps; }
+  __device__ int slab_of(int i) const { return split ? warp + i * chains : i; }
 
-  // The fragment of a tile of the weights, from memory.
-  __device__ uint4 from_memory(std::int64_t unit_of_tile, std::int64_t slab) const {
+  // Half a fragment of a tile of the weights: rows lane/4 or lane/4 + 8. With gates, a lane and the one four away have
+  // the gates of a unit, two each.
+  __device__ const Storage* row_of_weights(int unit_of_tile, int half) const {
     const int n = lane / 4;
-    const Storage* const row = weights.row(unit_of_tile + n / per_unit, n % per_unit);
-    const std::int64_t k = slab * slab_columns + lane % 4 * lane_columns;
-    if (!aligned) return gather(row, k, weights.K, [](std::int64_t at) { return at; });
-    return row && k < weights.K ? *reinterpret_cast<const uint4*>(row + k) : uint4{};
+    return per_unit > 1 ? weights.row(unit_of_tile + n / 2, n % 2 * 2 + half)
+                        : weights.row(unit_of_tile + n + 8 * half, 0);
   }
-
-  __device__ void multiply_slab(float (&sum)[4], std::int64_t unit_of_tile, std::int64_t slab,
-                                std::int64_t first_slab) const {
-    const unsigned char* const at = staged + lane / 4 * plan.staged_stride + (slab - first_slab) * slab_bytes;
-    const uint4 low = reinterpret_cast<const uint4*>(at)[lane % 4];
-    const uint4 high = reinterpret_cast<const uint4*>(at + 8 * plan.staged_stride)[lane % 4];
-    const std::int64_t tile = (unit_of_tile - weights.begin) / tile_units;
-    const uint4 w = plan.resident ? kept[(tile * slabs + slab) * 32 + lane] : from_memory(unit_of_tile, slab);
-    multiply_add(Storage{}, sum, low.x, high.x, low.y, high.y, w.x, w.y);
-    multiply_add(Storage{}, sum, low.z, high.z, low.w, high.w, w.z, w.w);
+  __device__ uint4 whole_from_memory(int unit_of_tile, int slab, int half) const {
+    const Storage* const row = row_of_weights(unit_of_tile, half);
+    const int k = column_of_lane(slab);
+    return row && k < weights.K ? rounded(*reinterpret_cast<const uint4*>(row + k)) : uint4{};
   }
+  __device__ uint4 from_memory(int unit_of_tile, int slab, int half) const {
+    if (plan.aligned) return whole_from_memory(unit_of_tile, slab, half);
+    const Storage* const row = row_of_weights(unit_of_tile, half);
+    const int k = column_of_lane(slab);
+    return rounded(gather<false>(row ? row + k : nullptr, k, [](int) { return 0; }));
+  }
+  __device__ static uint4 rounded(const uint4& words) {
+    if constexpr (sizeof(Storage) < 4) return words;
+    else return {to_tf32(words.x), to_tf32(words.y), to_tf32(words.z), to_tf32(words.w)};
+  }
+  __device__ int count_of_lane() const {
+    int found = 0;
+    while (column_of_lane(slab_of(found)) < weights.K) ++found;
+    return found;
+  }
+  __device__ int column_of_lane(int slab) const { return slab * slab_columns + lane % 4 * lane_columns; }
 
-  // From a chain of each tile to all chains of this warp's tile.
-  __device__ void exchange(float (&chain)[chains][4]) {
+  __device__ int first_column() const { return column_of_lane(slab_of(0)); }
+
+  // The elements of 16 bytes from column k on, which lies at `first`, each shifted, with zeros beyond column K and for
+  // no row; past L1 what is not the block's.
+  template <bool fresh, class Shift>
+  __device__ uint4 gather(const Storage* first, int k, const Shift& shift) const {
+    unsigned words[4] = {};
 #pragma unroll
-    for (int tile = 0; tile < warps / 2; ++tile)
-      if (tile < tiles)
-        partials[(warp * tiles + tile) * 32 + lane] = {chain[tile][0], chain[tile][1], chain[tile][2], chain[tile][3]};
-    __syncthreads();
-    const int tile = warp / warps_of_tile();
-    if (tile >= tiles) return;
-#pragma unroll
-    for (int c = 0; c < chains; ++c) {
-      const float4 part = partials[(c * tiles + tile) * 32 + lane];
-      chain[c][0] = part.x, chain[c][1] = part.y, chain[c][2] = part.z, chain[c][3] = part.w;
+    for (int i = 0; i < lane_columns; ++i) {
+      if (!first || k + i >= weights.K) break;
+      const Storage* const at = first + i + shift(k + i);
+      if constexpr (sizeof(Storage) == 4) words[i] = bits_of(fresh ? load_fresh_bits(at) : *at);
+      else words[i / 2] |= static_cast<unsigned>((fresh ? load_fresh_bits(at) : *at).bits) << i % 2 * 16;
     }
+    return {words[0], words[1], words[2], words[3]};
   }
 
-  // A lane has columns 2 (lane % 4) and the next of rows lane/4 and lane/4 + 8. Two lanes that have the halves of a
-  // unit's gates exchange rows, so that each has all gates of one.
-  __device__ void give(const float (&total)[4], float (&result)[items][per_unit]) const {
-    if constexpr (per_unit > 1) {
-      const bool odd = lane % 2;
-      const float first = __shfl_xor_sync(~0u, odd ? total[0] : total[2], 1);
-      const float second = __shfl_xor_sync(~0u, odd ? total[1] : total[3], 1);
-      result[0][0] = odd ? first : total[0];
-      result[0][1] = odd ? second : total[1];
-      result[0][2] = odd ? total[2] : first;
-      result[0][3] = odd ? total[3] : second;
+  // The source's fragment of the warp's i-th slab.
+  template <class Shift>
+  __device__ uint4 source(int i, const Shift& shift) const {
+    if (plan.aligned) return whole_source(i, shift);
+    const int further = i * (split ? chains : 1) * slab_columns;
+    return gather<split>(count ? from + further : nullptr, first_column() + further, shift);
+  }
+  template <class Shift>
+  __device__ uint4 whole_source(int i, const Shift& shift) const {
+    if (i >= count) return {};
+    const int further = i * (split ? chains : 1) * slab_columns;
+    const Storage* const at = from + further + shift(first_column() + further);
+    return split ? load_fresh_words(at) : *reinterpret_cast<const uint4*>(at);
+  }
+
+  __device__ uint4 fragment(int tile, int slab, int half) const {
+    return plan.resident ? kept[((tile * slabs + slab) * 2 + half) * 32 + lane]
+                         : from_memory(weights.begin + tile * tile_units, slab, half);
+  }
+
+  __device__ static void multiply_slab(float (&sum)[4], const uint4& low, const uint4& high, const uint4& x) {
+    multiply_add(Storage{}, sum, low.x, high.x, low.y, high.y, x.x, x.y);
+    multiply_add(Storage{}, sum, low.z, high.z, low.w, high.w, x.z, x.w);
+  }
+
+  // A chain of each tile from `first_tile` on, then all chains of this warp's tile, or its part of one.
+  template <class Shift>
+  __device__ void multiply_chain(int first_tile, const Shift& shift, float (&result)[items][per_unit]) {
+    float sum[most_tiles][4] = {};
+    if (plan.held) {
+      uint4 x[most_slabs];
+      bool missing;
+      do {
+        missing = false;
+#pragma unroll
+        for (int i = 0; i < most_slabs; ++i) x[i] = whole_source(i, shift);
+        if (hint && awaited)
+#pragma unroll
+          for (int i = 0; i < most_slabs; ++i) missing |= has_not_yet(x[i]);
+      } while (missing);
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < most_slabs; ++i)
+        if (i < warp_slabs)
+#pragma unroll
+          for (int tile = 0; tile < most_tiles; ++tile)
+            if (tile < tiles) multiply_slab(sum[tile], held[tile][i][0], held[tile][i][1], x[i]);
     } else {
+#pragma unroll 1
+      for (int i = 0; slab_of(i) < slabs; ++i) {
+        uint4 x = source(i, shift);
+        while (hint && awaited && has_not_yet(x)) x = source(i, shift);
+        __syncwarp();
 #pragma unroll
-      for (int i = 0; i < 4; ++i) result[i][0] = total[i];
-    }
-  }
-
-  // Brings the slabs [begin, end) of all source rows to shared memory.
-  template <class Row, class Column>
-  __device__ void stage(std::int64_t begin, std::int64_t end, const Row& row, const Column& column) {
-    __syncthreads();  // everybody has read what was there
-    for (int r = warp; r < rows; r += warps) {
-      const Storage* const from = row(r);
-      auto* const to = reinterpret_cast<uint4*>(staged + r * plan.staged_stride);
-      for (std::int64_t i = lane; i < 4 * (end - begin); i += 32) {
-        const std::int64_t k = begin * slab_columns + i * lane_columns;
-        if (!aligned) to[i] = gather(from, k, weights.K, column);
-        else if (from && k < weights.K) __pipeline_memcpy_async(to + i, from + column(k), sizeof(uint4));  // past L1
-        else to[i] = {};
+        for (int tile = 0; tile < most_tiles; ++tile)
+          if (first_tile + tile < tiles)
+            multiply_slab(sum[tile], fragment(first_tile + tile, slab_of(i), 0),
+                          fragment(first_tile + tile, slab_of(i), 1), x);
       }
     }
-    __pipeline_commit();
-    __pipeline_wait_prior(0);
+    float4* const part = partials + turn * (chains * most_tiles * 32);
+    turn ^= 1;  // so that a warp that is late may still read the last ones
+#pragma unroll
+    for (int tile = 0; tile < most_tiles; ++tile)
+      if (first_tile + tile < tiles)
+        part[(warp * most_tiles + tile) * 32 + lane] = {sum[tile][0], sum[tile][1], sum[tile][2], sum[tile][3]};
     __syncthreads();
-    first_staged = begin;
+    if constexpr (per_unit > 1) {
+      if (warp >= most_tiles || first_tile + warp >= tiles) return;
+      const float4* const of_tile = part + (warp * 32 + lane);
+      float4 chain[chains];
+#pragma unroll
+      for (int c = 0; c < chains; ++c) chain[c] = of_tile[c * most_tiles * 32];
+      const float total[4] = {
+          sum_of_chains([&](int c) { return chain[c].x; }), sum_of_chains([&](int c) { return chain[c].y; }),
+          sum_of_chains([&](int c) { return chain[c].z; }), sum_of_chains([&](int c) { return chain[c].w; })};
+      give(total, result, 0);
+    } else if (warp < 4) {
+      const float* const of_item = reinterpret_cast<const float*>(part) + (lane * 4 + warp);
+      result[0][0] = sum_of_chains([&](int c) { return of_item[c * most_tiles * 32 * 4]; });
+    }
+  }
+
+  // All chains of this warp's tiles.
+  template <class Shift>
+  __device__ void multiply_tiles(int first_tile, const Shift& shift, float (&result)[items][per_unit]) {
+    if (plan.held) {
+#pragma unroll
+      for (int i = 0; i < most_tiles; ++i) {
+        if (first_tile + tile_of(i) >= tiles) break;
+        float chain[chains][4] = {};
+#pragma unroll
+        for (int slab = 0; slab < most_slabs; ++slab)
+          if (slab < slabs)
+            multiply_slab(chain[slab % chains], held[i][slab][0], held[i][slab][1], whole_source(slab, shift));
+        float total[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) total[j] = sum_of_chains([&](int c) { return chain[c][j]; });
+        give(total, result, i);
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < most_tiles; ++i) {
+        if (first_tile + tile_of(i) >= tiles) break;
+        float total[4];
+        multiply_tile(total, first_tile + tile_of(i), shift);
+#pragma unroll
+        for (int j = 0; j < most_tiles; ++j)
+          if (i == j) give(total, result, j);
+      }
+    }
+  }
+
+  // One chain after the other, added up as sum_of_chains does: `sums` are of one, two and four.
+  template <class Shift>
+  __device__ void multiply_tile(float (&sum)[4], int tile, const Shift& shift) {
+    float sums[3][4];
+#pragma unroll 1
+    for (int c = 0; c < chains; ++c) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[j] = 0;
+#pragma unroll 1
+      for (int slab = c; slab < slabs; slab += chains)
+        multiply_slab(sum, fragment(tile, slab, 0), fragment(tile, slab, 1), source(slab, shift));
+#pragma unroll
+      for (int level = 0; level < 3; ++level) {
+        const bool second = c >> level & 1;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (second) sum[j] = sums[level][j] + sum[j];
+          else sums[level][j] = sum[j];
+        }
+        if (!second) break;
+      }
+    }
+  }
+
+  template <class Chain>
+  __device__ static float sum_of_chains(const Chain& chain) {
+    return ((chain(0) + chain(1)) + (chain(2) + chain(3))) + ((chain(4) + chain(5)) + (chain(6) + chain(7)));
+  }
+
+  // The i-th results of a lane, or backward all of them. A lane has two gates of a unit for two rows: it and the one
+  // with the other gates exchange, so that each has all gates of one row.
+  __device__ void give(const float (&total)[4], float (&result)[items][per_unit], int i) const {
+    if constexpr (per_unit > 1) {
+      const bool upper = lane & 4;
+      const float first = __shfl_xor_sync(~0u, upper ? total[0] : total[1], 4);
+      const float second = __shfl_xor_sync(~0u, upper ? total[2] : total[3], 4);
+      result[i][0] = upper ? first : total[0];
+      result[i][1] = upper ? second : total[2];
+      result[i][2] = upper ? total[1] : first;
+      result[i][3] = upper ? total[3] : second;
+    } else {
+#pragma unroll
+      for (int j = 0; j < items; ++j) result[j][0] = total[j];
+    }
   }
 
   const Weights<Storage> weights;
   const Plan& plan;
-  const bool aligned;
-  const std::int64_t slabs, tiles;
-  unsigned char* const staged;  // [rows] of staged_stride bytes
-  uint4* const kept;            // [tiles, slabs, 32]: fragments
-  float4* const partials;       // [chains, tiles, 32]
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  std::int64_t first_staged = -1;
+  const bool hint;
+  const int slabs, tiles;
+  uint4* const kept;  // [tiles, slabs, 2, 32]: fragments
+  float4* const partials;  // [2, chains, most_tiles, 32]
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  uint4 held[most_tiles][most_slabs][2];
+  int turn = 0;
+  const Storage* from = nullptr;  // the lane's first number of its source row
+  bool awaited = false;  // see SourceRow
+  const int warp_slabs, lane_slabs;  // of the warp, and those of them in which this lane has columns
+  int count = 0;  // the same where it has a source row, else none
 };
 
 }  // namespace lstm_fused::cuda

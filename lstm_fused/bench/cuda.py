@@ -117,14 +117,6 @@ class Rotating(Workload):
         return self.train() if self.mode == "training" else self.module(*self.arguments)
 
 
-def on_device(inputs: Inputs, device: str) -> Inputs:
-    """The same inputs there; what packing has on the host stays on it."""
-    packing: Any = inputs.packing
-    packing = packing and packing.to(device)
-    states = tuple(state.to(device) for state in inputs.states)
-    return Inputs(inputs.data.to(device), packing, states, inputs.padded)
-
-
 def copies_of(inputs: Inputs, l2: int) -> int:
     """How many copies of the input are twice the cache: at least two, at most MOST_COPIES."""
     size = inputs.data.numel() * inputs.data.element_size()
@@ -137,7 +129,7 @@ def pair(case: Case, mode: str, dtype: torch.dtype, device: str, l2: int) -> dic
     reference = workload.build(nn, case, dtype).to(device)
     ours = workload.build(workload.fused_library(), case, dtype).to(device)
     ours.load_state_dict(reference.state_dict())
-    inputs = on_device(workload.make_inputs(case, dtype), device)
+    inputs = workload.make_inputs(case, dtype, device=device)
     copies = copies_of(inputs, l2)
     modules = {"torch": reference, "lstm_fused": ours}
     return {name: Rotating(case, mode, module, inputs, copies) for name, module in modules.items()}

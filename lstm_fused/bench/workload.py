@@ -61,10 +61,11 @@ class Inputs:
         return first, self.states if case.cell == "lstm" else self.states[0]
 
 
-def make_inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
+def make_inputs(case: Case, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Inputs:
     """Normal inputs from a fixed seed; lengths as the case draws them, rows not sorted by length."""
-    generator = torch.Generator().manual_seed(seed)
-    padded = torch.randn(case.T, case.B, case.I, generator=generator).to(dtype)
+    generator = torch.Generator(device).manual_seed(seed)
+    drawn = partial(torch.randn, generator=generator, device=device)  # there: a host takes longer than the layers
+    padded = drawn(case.T, case.B, case.I).to(dtype)
     if case.packed:
         packing = pack_padded_sequence(padded, torch.tensor(case.lengths), enforce_sorted=False)
         return Inputs(packing.data, packing, (), padded)
@@ -72,7 +73,7 @@ def make_inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
     if case.streaming:
         leading = () if case.module == "cell" else (case.layers * case.directions,)
         sizes = [case.visible, case.H] if case.cell == "lstm" else [case.H]
-        states = tuple(torch.randn(*leading, case.B, size, generator=generator).to(dtype) for size in sizes)
+        states = tuple(drawn(*leading, case.B, size).to(dtype) for size in sizes)
     return Inputs(padded[0] if case.module == "cell" else padded, None, states, padded)
 
 
@@ -102,8 +103,8 @@ class Workload:
         if mode == "training":
             with torch.no_grad():
                 outputs = self.differentiated(module(*self.arguments))
-            generator = torch.Generator().manual_seed(1)
-            self.gradient = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
+            generator = torch.Generator(self.data.device).manual_seed(1)
+            self.gradient = [torch.randn(y.shape, generator=generator, device=y.device).to(y) for y in outputs]
         self.call: Callable[[], Any] = self.train if mode == "training" else partial(module, *self.arguments)
 
     def differentiated(self, value: Any) -> list[Tensor]:

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def build(
     cache = Cache(output.parent / "ptx-cache", nvcc)
     options = [f"-I{folder.absolute()}" for folder in includes] + [f"-D{define}" for define in defines]
     with locked(output):
-        parts = [part for s in sources for part in cache.source(s.absolute(), arch, options, optimize)]
+        with ThreadPoolExecutor(2) as pool:
+            made = list(pool.map(lambda s: cache.source(s.absolute(), arch, options, optimize), sources))
+        parts = [part for of_source in made for part in of_source]
         parts += [cache.runtime(path) for path in sorted(RUNTIME.glob("*.cpp")) if path.stem != "program" or not shared]
         link = [*GXX, *(["-shared", "-Wl,-Bsymbolic"] if shared else []), *map(str, [*parts, *objects]), "-ldl"]
         stamp = output.with_name(output.name + ".linked")

@@ -64,6 +64,8 @@ def float_arithmetic(e: Emitter, i: Instruction) -> str:
         copies = "".join(f"const volatile {kind} y{k} = {v}; " for k, v in enumerate(x))
         x = [f"y{k}" for k in range(len(x))]
     value = operation(i.name, x, kind)
+    if i.name == "div" and i.has("approx"):
+        value = f"approximate_quotient({x[0]}, {x[1]})"
     if i.has("NaN"):
         value = f"({x[0]} != {x[0]} || {x[1]} != {x[1]} ? static_cast<{kind}>(NAN) : {value})"
     if mode:

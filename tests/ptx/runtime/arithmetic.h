@@ -23,6 +23,9 @@ inline T most(T a, T b) {
 
 inline f32 flush(f32 x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.f, x) : x; }
 
+// a * (1/b), exactly, but that 1/b is 0 for 2^126 < |b|, as the manual has it: then infinity / b is NaN.
+inline f32 approximate_quotient(f32 a, f32 b) { return std::fabs(b) > 0x1p126f ? a * std::copysign(0.f, b) : a / b; }
+
 template <class T>
 inline T saturate(T x) {
   return x > T(1) ? T(1) : x > T(0) ? x : T(0);  // NaN becomes 0
