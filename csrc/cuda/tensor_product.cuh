@@ -75,7 +75,6 @@ class TensorProduct {
         tiles(static_cast<int>((plan.units_per_block + tile_units - 1) / tile_units)),
         kept(reinterpret_cast<uint4*>(shared + plan.weights_at)),
         partials(reinterpret_cast<float4*>(shared + plan.partials_at)),
-        warp_slabs(split ? (slabs - warp + chains - 1) / chains : slabs),
         lane_slabs(count_of_lane()) {}
 
   __device__ int pass_units() const { return (split ? 1 : warps) * most_tiles * tile_units; }
@@ -224,7 +223,7 @@ class TensorProduct {
       __syncwarp();
 #pragma unroll
       for (int i = 0; i < most_slabs; ++i)
-        if (i < warp_slabs)
+        if (slab_of(i) < slabs)
 #pragma unroll
           for (int tile = 0; tile < most_tiles; ++tile)
             if (tile < tiles) multiply_slab(sum[tile], held[tile][i][0], held[tile][i][1], x[i]);
@@ -351,7 +350,7 @@ class TensorProduct {
   int turn = 0;
   const Storage* from = nullptr;  // the lane's first number of its source row
   bool awaited = false;  // see SourceRow
-  const int warp_slabs, lane_slabs;  // of the warp, and those of them in which this lane has columns
+  const int lane_slabs;  // of the warp's slabs those in which this lane has columns
   int count = 0;  // the same where it has a source row, else none
 };
 
