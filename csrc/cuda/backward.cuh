@@ -32,7 +32,7 @@ class Backward {
     const bool same = all.end - all.begin <= product.rows && units.end - units.begin <= product.pass_units();
     Given given[items];
     if (same) {
-      each_item(units.begin, all, [&](int i, int b, int unit) { load_carried(b, unit, given[i]); });
+      each_item(product, units.begin, all, [&](int i, int b, int unit) { load_carried(b, unit, given[i]); });
       look_ahead(end - 1, end, all, given);
     }
     for (int step = end - 1; step >= begin; --step) {
@@ -55,17 +55,6 @@ class Backward {
     Compute c0{}, c1{}, dh{}, dc{};
   };
 
-  // f(item, row of the batch, unit) as in Forward.
-  template <class F>
-  __device__ void each_item(int first_unit, const Range& rows, const F& f) const {
-#pragma unroll
-    for (int i = 0; i < items; ++i) {
-      const Item item = product.item(i, first_unit);
-      const int b = rows.begin + item.row;
-      if (item.valid && b < rows.end) f(i, b, item.unit);
-    }
-  }
-
   // Of the gradients at all of a unit's columns those that U's rows belong to, one gate after the other.
   template <int gate>
   __device__ void keep(Storage* at, const Storage (&d)[S]) const {
@@ -82,7 +71,7 @@ class Backward {
   // Of a step everything that does not depend on the last one's results.
   __device__ void look_ahead(int step, int end, const Range& all, Given (&given)[items]) {
     const int now = steps.active(step), later = steps.active(step + 1), most = now > later ? now : later;
-    each_item(units.begin, {all.begin, all.end < now ? all.end : now},
+    each_item(product, units.begin, {all.begin, all.end < now ? all.end : now},
               [&](int i, int b, int unit) { load_given(step, b, unit, given[i]); });
     product.aim(source_rows(step, end, {all.begin, all.end < most ? all.end : most}, later));
   }
@@ -104,7 +93,7 @@ class Backward {
     if (!same) product.aim(row);
     for (int first = units.begin; first < units.end; first += product.pass_units()) {
       if (!same)
-        each_item(first, rows, [&](int i, int b, int unit) {
+        each_item(product, first, rows, [&](int i, int b, int unit) {
           load_carried(b, unit, given[i]);
           if (b < now) load_given(step, b, unit, given[i]);
         });
@@ -112,7 +101,7 @@ class Backward {
       product.multiply(first, row, shift, sums);
       Storage d[S] = {};
       unsigned words[S] = {};
-      each_item(first, rows, [&](int i, int b, int unit) {
+      each_item(product, first, rows, [&](int i, int b, int unit) {
         Given& own = given[i];
         if (b < later) {
           own.dh += sums[i][0];
@@ -133,7 +122,7 @@ class Backward {
       if (a.hint)
 #pragma unroll
         for (int i = 0; i < S; ++i) words[i] = word_of<Product::neighbour>(d[i]);
-      each_item(first, rows, [&](int /*i*/, int b, int unit) {
+      each_item(product, first, rows, [&](int /*i*/, int b, int unit) {
         if (b < now) put(step, b, unit, d, words);
       });
     }

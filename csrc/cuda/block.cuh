@@ -111,6 +111,17 @@ __device__ void publish(Storage* at, Storage value, unsigned word, bool hint, in
   else if (sizeof(Storage) == 4 || unit % 2 == 0) store_word(at, word);
 }
 
+// f(item, row of the batch, unit) for those of this lane's that are among `rows`, of which a product has the first.
+template <class Product, class F>
+__device__ void each_item(const Product& product, int first_unit, const Range& rows, const F& f) {
+#pragma unroll
+  for (int i = 0; i < Product::items; ++i) {
+    const Item item = product.item(i, first_unit);
+    const int b = rows.begin + item.row;
+    if (item.valid && b < rows.end) f(i, b, item.unit);
+  }
+}
+
 template <class Storage, int per_unit, int gates, int rows>
 __device__ auto make_product(const Weights<Storage>& weights, const Plan& plan, bool hint) {
   if constexpr (rows <= split_tensor)

@@ -34,7 +34,7 @@ class Forward {
     const bool same = all.end - all.begin <= product.rows && units.end - units.begin <= product.pass_units();
     Given given[items];
     if (same) {
-      each_item(units.begin, all, [&](int i, int b, int unit) { begin_item(begin, b, unit, given[i]); });
+      each_item(product, units.begin, all, [&](int i, int b, int unit) { begin_item(begin, b, unit, given[i]); });
       look_ahead(begin, begin, all, given);
     }
     for (int step = begin; step < end; ++step) {
@@ -59,22 +59,11 @@ class Forward {
     Storage h1{};
   };
 
-  // f(item, row of the batch, unit) for those of this lane's that are among `rows`, of which a product has the first.
-  template <class F>
-  __device__ void each_item(int first_unit, const Range& rows, const F& f) const {
-#pragma unroll
-    for (int i = 0; i < items; ++i) {
-      const Item item = product.item(i, first_unit);
-      const int b = rows.begin + item.row;
-      if (item.valid && b < rows.end) f(i, b, item.unit);
-    }
-  }
-
   // Of a step everything that does not depend on the last one's results.
   __device__ void look_ahead(int step, int begin, const Range& all, Given (&given)[items]) {
     const int now = steps.active(step);
     const Range rows = {all.begin, all.end < now ? all.end : now};
-    each_item(units.begin, rows, [&](int i, int b, int unit) { load_given(step, b, unit, given[i]); });
+    each_item(product, units.begin, rows, [&](int i, int b, int unit) { load_given(step, b, unit, given[i]); });
     product.aim(source_rows(step, begin, rows));
   }
 
@@ -93,7 +82,7 @@ class Forward {
     if (!same) product.aim(row);
     for (int first = units.begin; first < units.end; first += product.pass_units()) {
       if (!same)
-        each_item(first, rows, [&](int i, int b, int unit) {
+        each_item(product, first, rows, [&](int i, int b, int unit) {
           begin_item(step, b, unit, given[i]);
           load_given(step, b, unit, given[i]);
         });
@@ -104,15 +93,15 @@ class Forward {
         Storage* const at = a.output + rows_before(steps.data_row(step, b), output_ld) + unit;
         publish(at, given[i].h1, word, a.hint, unit);
       };
-      each_item(first, rows, [&](int i, int b, int unit) {
+      each_item(product, first, rows, [&](int i, int b, int unit) {
         update(step, b, unit, given[i], sums[i]);
         if constexpr (items > 1) put(i, b, unit), save(step, end, b, unit, same, given[i]);
       });
       if constexpr (items > 1) continue;  // nobody awaits them
       if (a.hint) word = word_of<Product::neighbour>(given[0].h1);
-      each_item(first, rows, put);
+      each_item(product, first, rows, put);
       written();
-      each_item(first, rows, [&](int i, int b, int unit) { save(step, end, b, unit, same, given[i]); });
+      each_item(product, first, rows, [&](int i, int b, int unit) { save(step, end, b, unit, same, given[i]); });
     }
   }
 
