@@ -218,6 +218,19 @@ def test_the_same_bits_under_every_plan(case: Case, device: str, monkeypatch: py
         assert_same_bits(everything(a), wanted, plan)
 
 
+@CELLS
+def test_a_nan_of_all_ones_is_a_nan(cell: str, device: str, cuda_plan: str) -> None:
+    """In states, input and gradients it may come from outside; it is also what blocks take for not written yet."""
+    a = raw.arguments(Case(cell, T=3, B=9, I=16, H=64, dtype=torch.float16), device=device)
+    nan = torch.full((), -1, dtype=torch.int16, device=device).view(torch.float16)
+    for tensor in (a.input, a.states[0]):
+        tensor.data[..., 1, :] = nan  # of the second row
+    outputs = a.call()
+    gradients = torch.autograd.grad(outputs, a.tensors, [nan.expand_as(output) for output in outputs])
+    assert outputs[0][:, 1].isnan().all() and not outputs[0][:, 2].isnan().any()
+    assert gradients[0].isnan().all()
+
+
 @pytest.mark.parametrize("case", SOME, ids=lambda c: c.id)
 def test_the_same_bits_run_to_run(case: Case, device: str) -> None:
     wanted = everything(raw.arguments(case, device=device))

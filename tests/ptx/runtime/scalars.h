@@ -40,7 +40,8 @@ inline f32 to_f32(f32 x) { return x; }
 inline f32 to_f32(f16 x) { return static_cast<f32>(x); }
 inline f32 to_f32(bf16 x) { return bit_cast<f32>(static_cast<u32>(x.bits) << 16); }
 
-inline f16 to_f16(f64 x) { return static_cast<f16>(x); }
+// A NaN that is made 16 bits wide is 0x7fff.
+inline f16 to_f16(f64 x) { return x != x ? bit_cast<f16>(static_cast<u16>(0x7fff)) : static_cast<f16>(x); }
 
 inline bf16 to_bf16(f64 x) {
   f32 f = static_cast<f32>(x);
