@@ -1,6 +1,6 @@
 // What the CUDA kernels are told, and how they are started: the bridge between host code, which knows torch but no
-// kernel, and the kernels, which know no torch. Letters as in recurrence.h; every pointer is to device memory, and
-// those to elements of type Storage begin at multiples of 16 bytes.
+// kernel, and the kernels, which know no torch. Letters as in recurrence.h; every pointer is to device memory. Where
+// H elements take a multiple of 16 bytes, every row that a product reads begins at one: of U, h and d_gates.
 #pragma once
 
 #include <string>

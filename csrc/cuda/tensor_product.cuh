@@ -12,7 +12,7 @@
 // chains of some tiles. Fragments of the weights stay in registers where they fit, else in shared memory, else nowhere.
 #pragma once
 
-#include "approximate.cuh"
+#include "../cells/approximate.h"
 #include "product.cuh"
 
 namespace lstm_fused::cuda {

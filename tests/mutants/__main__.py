@@ -27,7 +27,7 @@ from .operators import Mutant, mutants
 from .survivors import explained, explanation, out_of_date
 
 FOLDER = emulated.ROOT / "build" / "mutants"
-CELLS = ("cells/activations.h", "cells/gru.h", "cells/lstm.h")
+CELLS = ("cells/activations.h", "cells/approximate.h", "cells/gru.h", "cells/lstm.h")
 LEAST = 0.95
 Judged = tuple[Mutant, Verdict]
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
