@@ -56,6 +56,7 @@ SOURCES = [
     "csrc/ops.cpp",
     "csrc/autograd.cpp",
     "csrc/checks.cpp",
+    "csrc/padded.cpp",
     "csrc/reference.cpp",
     "csrc/segments.cpp",
     "csrc/rows.cpp",

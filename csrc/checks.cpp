@@ -2,6 +2,9 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "cells/all_cells.h"
 
 namespace lstm_fused {
@@ -49,22 +52,32 @@ void check_device_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& i
   shape.N = input.size(0);
 }
 
+void set_batch_sizes(std::vector<std::int64_t> sizes, LayerShape& shape) {
+  const auto own = std::make_shared<const std::vector<std::int64_t>>(std::move(sizes));
+  shape.batch_sizes = own->data();
+  shape.own_batch_sizes = own;
+}
+
+void check_numbers(const char* name, const at::Tensor& numbers) {
+  TORCH_CHECK(numbers.device().is_cpu(), name, ": expected a CPU tensor, got one on ", numbers.device());
+  TORCH_CHECK(numbers.scalar_type() == at::kLong, name, ": expected dtype Long, got ", numbers.scalar_type());
+}
+
+// Under torch.func every argument of an operator comes wrapped for its transform.
+std::vector<std::int64_t> values_of(const at::Tensor& numbers) {
+  std::vector<std::int64_t> values;
+  for (std::int64_t i = 0; i < numbers.size(0); ++i) values.push_back(numbers.select(0, i).item<std::int64_t>());
+  return values;
+}
+
 void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, LayerShape& shape) {
-  TORCH_CHECK(batch_sizes.device().is_cpu(), "batch_sizes: expected a CPU tensor, got one on ", batch_sizes.device());
-  TORCH_CHECK(batch_sizes.scalar_type() == at::kLong, "batch_sizes: expected dtype Long, got ",
-              batch_sizes.scalar_type());
+  check_numbers("batch_sizes", batch_sizes);
   TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.size(0) > 0 && batch_sizes.is_contiguous(),
               "batch_sizes: expected a contiguous tensor [T] with T > 0, got ", batch_sizes.sizes());
   TORCH_CHECK(input.dim() == 2, "input: expected packed data [N, I] beside batch_sizes, got ", input.sizes());
   shape.T = batch_sizes.size(0);
-  if (batch_sizes.has_storage()) {
-    shape.batch_sizes = batch_sizes.const_data_ptr<std::int64_t>();
-  } else {  // under torch.func every argument of an operator comes wrapped for its transform
-    const auto sizes = std::make_shared<std::vector<std::int64_t>>();
-    for (std::int64_t t = 0; t < shape.T; ++t) sizes->push_back(batch_sizes.select(0, t).item<std::int64_t>());
-    shape.batch_sizes = sizes->data();
-    shape.unwrapped_batch_sizes = sizes;
-  }
+  if (batch_sizes.has_storage()) shape.batch_sizes = batch_sizes.const_data_ptr<std::int64_t>();
+  else set_batch_sizes(values_of(batch_sizes), shape);
   shape.B = shape.batch_sizes[0];
   shape.offsets.resize(shape.T);
   for (std::int64_t t = 0; t < shape.T; ++t) {
@@ -79,12 +92,46 @@ void check_batch_sizes(const at::Tensor& batch_sizes, const at::Tensor& input, L
               shape.N);
 }
 
+// The rows of a padded batch in the order that packed data have: by falling length, equal ones as they come.
+void check_lengths(const at::Tensor& lengths, const LayerOptions& options, LayerShape& shape) {
+  check_numbers("lengths", lengths);
+  TORCH_CHECK(lengths.sizes() == at::IntArrayRef({shape.B}), "lengths: expected shape [", shape.B, "], got ",
+              lengths.sizes());
+  TORCH_CHECK(!options.recompute, "recompute: expected False beside lengths, got True");
+  std::vector<std::int64_t> values;
+  if (lengths.has_storage()) {
+    const at::Tensor dense = lengths.contiguous();
+    values.assign(dense.const_data_ptr<std::int64_t>(), dense.const_data_ptr<std::int64_t>() + shape.B);
+  } else {
+    values = values_of(lengths);
+  }
+  std::vector<std::int64_t> sizes(shape.T);
+  for (std::int64_t b = 0; b < shape.B; ++b) {
+    TORCH_CHECK(values[b] >= 0 && values[b] <= shape.T, "lengths: expected values from 0 to ", shape.T, ", got ",
+                values[b], " at ", b);
+    if (values[b]) ++sizes[values[b] - 1];  // how many end with a step, and below how many run in it
+  }
+  for (std::int64_t t = shape.T - 1; t > 0; --t) sizes[t - 1] += sizes[t];
+  if (sizes[shape.T - 1] == shape.B) return;  // nothing is padding
+  shape.columns.resize(shape.B);
+  std::iota(shape.columns.begin(), shape.columns.end(), 0);
+  std::stable_sort(shape.columns.begin(), shape.columns.end(),
+                   [&](std::int64_t a, std::int64_t b) { return values[a] > values[b]; });
+  shape.N = 0;
+  for (const std::int64_t size : sizes) {
+    shape.offsets.push_back(shape.N);
+    shape.N += size;
+  }
+  set_batch_sizes(std::move(sizes), shape);
+}
+
 void check_resets(const at::Tensor& input, const Resets& resets, const LayerOptions& options, LayerShape& shape) {
   if (!resets.before.defined()) {
     TORCH_CHECK(resets.states.empty(), "resets: expected a tensor beside reset states, got none");
     return;
   }
   TORCH_CHECK(!shape.packed(), "resets: expected none beside batch_sizes, got some");
+  TORCH_CHECK(!shape.padded(), "resets: expected none beside lengths, got some");
   TORCH_CHECK(!options.recompute, "recompute: expected False beside resets, got True");
   const at::Tensor& before = resets.before;
   TORCH_CHECK(before.device() == input.device(), "resets: expected device ", input.device(), " as input's, got ",
@@ -153,6 +200,13 @@ std::vector<std::int64_t> LayerShape::output_sizes() const {
   return {T, B, D * P};
 }
 
+std::vector<std::int64_t> LayerShape::places() const {
+  std::vector<std::int64_t> result;
+  for (std::int64_t t = 0; t < T; ++t)
+    for (std::int64_t b = 0; b < batch_sizes[t]; ++b) result.push_back(t * B + columns[b]);
+  return result;
+}
+
 LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                        const std::optional<at::Tensor>& batch_sizes, const LayerOptions& options,
                        const Resets& resets) {
@@ -172,7 +226,8 @@ LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::Ten
   const at::ScalarType dtype = input.scalar_type();
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
               "input: expected dtype Float, Double, BFloat16 or Half, got ", dtype);
-  if (batch_sizes.has_value() && batch_sizes->defined()) {
+  const bool given = batch_sizes.has_value() && batch_sizes->defined();
+  if (given && input.dim() != 3) {
     if (batch_sizes->scalar_type() == at::kInt) check_device_batch_sizes(*batch_sizes, input, states, shape);
     else check_batch_sizes(*batch_sizes, input, shape);
   } else {
@@ -181,6 +236,7 @@ LayerShape check_layer(const std::string& cell, const at::Tensor& input, at::Ten
     shape.B = input.size(1);
     shape.N = shape.T * shape.B;
     TORCH_CHECK(shape.T > 0, "input: expected T > 0 time steps, got ", input.sizes());
+    if (given) check_lengths(*batch_sizes, options, shape);
   }
   check_weights(input, weights, shape);
   TORCH_CHECK(states.empty() || static_cast<int>(states.size()) == shape.states, "states: expected ", shape.states,

@@ -49,21 +49,24 @@ enum class Save { nothing, states, gates };
 struct LayerShape {
   std::string cell;
   std::int64_t T = 0, B = 0, I = 0, H = 0, P = 0;
-  std::int64_t N = 0;             // data rows: T*B, or the sum of batch_sizes
+  std::int64_t N = 0;             // data rows: T*B, or the sum of batch_sizes or lengths
   int D = 1, G = 0, S = 0;        // directions, gates, values saved per unit
   int states = 0;                 // 2 where a cell state travels beside h
   bool bias = false, projected = false;
   bool reverse = false;           // with one direction: whether it is the second of a layer
   double cell_clip = no_clip<double>, grad_clip = no_clip<double>;
   const std::int64_t* batch_sizes = nullptr;  // [T], owned by the caller's tensor, or by:
-  std::shared_ptr<const std::vector<std::int64_t>> unwrapped_batch_sizes;
-  std::vector<std::int64_t> offsets;          // [T] for packed data, else empty
-  at::Tensor device_batch_sizes;              // int32 [T] in their place, whose values the host does not know
+  std::shared_ptr<const std::vector<std::int64_t>> own_batch_sizes;
+  std::vector<std::int64_t> offsets;          // [T] beside batch_sizes, else empty
+  std::vector<std::int64_t> columns;  // [B] for a padded batch with lengths, as in PlacedSequence; else empty
+  at::Tensor device_batch_sizes;  // int32 [T] in their place, whose values the host does not know
   Resets resets;
 
-  bool packed() const { return batch_sizes || device_batch_sizes.defined(); }
+  bool padded() const { return !columns.empty(); }  // beside batch_sizes
+  bool packed() const { return (batch_sizes && !padded()) || device_batch_sizes.defined(); }
   int weights_per_direction() const { return 2 + (bias ? 2 : 0) + (projected ? 1 : 0); }
   std::vector<std::int64_t> output_sizes() const;  // [T, B, D*P], or [N, D*P] for packed data
+  std::vector<std::int64_t> places() const;  // [N], of a padded batch: where in [T, B] data rows stand
 };
 
 // Products inside are in the tensors' own type, also where backward runs inside an autocast region.

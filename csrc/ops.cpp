@@ -5,10 +5,12 @@
 // (S = 4: i f g o, or r z n and U_n h + b_hn) in the input's dtype and, for the LSTM, c_t [N, H] in float32
 // (float64 for float64 input), which has a derivative of its own; with `recompute` c_t alone. backward with `samples`
 // sums the weights' gradients for each sample apart, [samples, *] each; row b*samples + v belongs to sample v.
-// `resets`, bool [T, B], says before which steps rows begin anew, from reset_h [D, P] and reset_c [D, H] or zeros,
-// whose gradients follow those of the weights. `reference` is layer out of ATen operations. `segments` is what lengths
-// and resets make of a padded batch; `take_rows` and `put_rows` bring a padded batch there and back. `packed_layer` is
-// layer on weights that `pack` has rearranged; it has no derivative.
+// Input is a padded batch [T, B, I], for which `batch_sizes` are the lengths of its rows [B] (default T), or packed
+// data [N, I], for which they are the rows at each step [T]. `resets`, bool [T, B], says before which steps rows begin
+// anew, from reset_h [D, P] and reset_c [D, H] or zeros, whose gradients follow those of the weights. `reference` is
+// layer out of ATen operations. `segments` is what lengths and resets make of a padded batch; `take_rows` and
+// `put_rows` bring a padded batch there and back. `packed_layer` is layer on weights that `pack` has rearranged; it has
+// no derivative.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -19,6 +21,7 @@
 #include "cuda/plan.h"
 #ifdef LSTM_FUSED_CUDA
 #include "cuda/layer.h"
+#include "padded.h"
 #endif
 #include "reference.h"
 #include "rows.h"
@@ -57,12 +60,26 @@ struct Cpu {
 struct Cuda {
   static Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                          at::TensorList weights, Save save) {
-    return cuda::layer_forward(shape, input, states, weights, save);
+    if (!shape.padded()) return cuda::layer_forward(shape, input, states, weights, save);
+    return Unpadded(shape, input.device())
+        .run(input, states, [&](const LayerShape& packed, const at::Tensor& rows, const Tensors& before) {
+          return cuda::layer_forward(packed, rows, before, weights, save);
+        });
   }
   static Tensors backward(const LayerShape& shape, at::TensorList grads, const at::Tensor& input, at::TensorList states,
                           at::TensorList weights, const at::Tensor& output, at::TensorList saved,
                           const std::vector<bool>& needed, std::int64_t samples) {
-    return cuda::layer_backward(shape, grads, input, states, weights, output, saved, needed, samples);
+    const auto run = [&](const LayerShape& of, at::TensorList d_results, const at::Tensor& rows, at::TensorList before,
+                         const at::Tensor& h) {
+      return cuda::layer_backward(of, d_results, rows, before, weights, h, saved, needed, samples);
+    };
+    if (!shape.padded()) return run(shape, grads, input, states, output);
+    const Unpadded batch(shape, input.device());
+    return batch.run_back(
+        grads.vec(), input, states,
+        [&](const LayerShape& packed, const Tensors& d_results, const at::Tensor& rows, const Tensors& before) {
+          return run(packed, d_results, rows, before, batch.rows(output));
+        });
   }
 };
 #endif

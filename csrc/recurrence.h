@@ -54,6 +54,16 @@ struct Sequence {
   }
 };
 
+// The same, where input and output may be a padded batch [T, B, *] whose rows run for steps of their own. Everything
+// else that has data rows has none for the padding.
+struct PlacedSequence : Sequence {
+  const std::int64_t* columns = nullptr;  // [B], where the rows, the longest first, stand in the batch; null: packed
+
+  std::int64_t column(std::int64_t b) const { return columns ? columns[b] : b; }
+  // Which row of input and output belongs to row b at step t.
+  std::int64_t place(std::int64_t t, std::int64_t b) const { return columns ? t * batch + columns[b] : offset(t) + b; }
+};
+
 // A worker's part: one of every row_step rows, of the first ones number first_row, and a range of units (and of outputs
 // of the projection), in multiples of the panel widths. `member` tells it from the others that have the same rows.
 struct Share {
@@ -88,9 +98,9 @@ class Barrier;
 template <class Storage>
 struct ForwardArgs {
   using Compute = compute_t<Storage>;
-  Sequence sequence;
+  PlacedSequence sequence;
   std::int64_t I = 0, H = 0, P = 0;
-  const Compute* input = nullptr;          // [N, I]
+  const Compute* input = nullptr;          // [N, I], or the padded batch
   const Compute* input_weights = nullptr;  // W, packed by columns: [H/lanes, I, G*lanes]
   const Compute* recurrent = nullptr;      // U, packed by columns: [H/lanes, P, G*lanes]
   const Compute* projection = nullptr;   // W_hr, packed by columns: [P/panel, H, panel]; null: none
@@ -107,7 +117,7 @@ struct ForwardArgs {
   std::int64_t input_ld = 0;
   Storage* saved = nullptr;              // [N, S*H], may be the memory of input_gates; null: not kept
   Compute* cells = nullptr;              // [N, H]: c_t; null: not kept
-  Storage* output = nullptr;             // [N, output_ld]
+  Storage* output = nullptr;             // [N, output_ld], or the padded batch: zero where a row has ended
   std::int64_t output_ld = 0;
   Compute* h = nullptr;                  // [2, B, row_stride(P)]: step s reads half s % 2 and writes the other
   Compute* h_n = nullptr;                // [B, P]
@@ -120,20 +130,20 @@ struct ForwardArgs {
 template <class Storage>
 struct BackwardArgs {
   using Compute = compute_t<Storage>;
-  Sequence sequence;
+  PlacedSequence sequence;
   std::int64_t H = 0, P = 0;
   Panels<Compute> recurrent;             // U along its rows: G*H inputs, P outputs
   Panels<Compute> projection;            // W_hr along its rows: P inputs, H outputs; null: none
   const Storage* saved = nullptr;        // [N, S*H]
   const Compute* cells = nullptr;        // [N, H]
-  const Storage* output = nullptr;       // [N, output_ld]: h_t
+  const Storage* output = nullptr;       // [N, output_ld], or the padded batch: h_t
   std::int64_t output_ld = 0;
   const Storage* h0 = nullptr;           // [B, P]; null: zero
   const Compute* c0 = nullptr;           // [B, H]; null: zero
   const bool* resets = nullptr;          // forward's
   const Storage* reset_h = nullptr;      // [P]; null: zero
   const Compute* reset_c = nullptr;      // [H]; null: zero
-  const Storage* d_output = nullptr;     // [N, d_output_ld]; null: zero
+  const Storage* d_output = nullptr;     // [N, d_output_ld], or the padded batch; null: zero
   std::int64_t d_output_ld = 0;
   const Compute* d_cells = nullptr;      // [N, H]: dL/dc_t but by what follows from it; null: zero
   Compute* dh = nullptr;                 // [B, P]: dL/dh_n on entry, dL/dh0 at the end
@@ -155,7 +165,8 @@ struct RowsArgs {
   const Compute* rows = nullptr;  // [N, rows_ld], of which K columns
   std::int64_t rows_ld = 0;
   Panels<Compute> weights;        // along the rows of W [K, outputs]
-  Compute* out = nullptr;           // [N, outputs]
+  Compute* out = nullptr;         // [N, outputs]
+  const std::int64_t* places = nullptr;  // [N], which row of out is the result of each; null: its own
   bool add = false;
 };
 

@@ -4,6 +4,7 @@
 
 #include "cells/all_cells.h"
 #include "checks.h"
+#include "padded.h"
 #include "recurrence.h"
 #include "row_sums.h"
 
@@ -288,9 +289,13 @@ std::vector<at::Tensor> reference_layer(const std::string& cell, const at::Tenso
   const NoAutocast no_autocast;
   const LayerShape shape = check_layer(cell, input, states, weights, batch_sizes, options, resets);
   check_batch_sizes_known(shape);
-  Tensors results;
-  host::with_cell(cell, [&](auto cell) { results = layer<decltype(cell)>(shape, input, states, weights); });
-  return results;
+  const auto run = [&](const LayerShape& shape, const at::Tensor& input, at::TensorList states) {
+    Tensors results;
+    host::with_cell(cell, [&](auto cell) { results = layer<decltype(cell)>(shape, input, states, weights); });
+    return results;
+  };
+  if (shape.padded()) return Unpadded(shape, input.device()).run(input, states, run);
+  return run(shape, input, states);
 }
 
 std::vector<at::Tensor> reference_backward(const BackwardCall& call) {
@@ -302,9 +307,21 @@ std::vector<at::Tensor> reference_backward(const BackwardCall& call) {
   const std::size_t inputs = 1 + call.states.size() + call.weights.size() + call.resets.states.size();
   TORCH_CHECK(call.grads.size() == grads && call.needed.size() == inputs, "lstm_fused::backward: expected ", grads,
               " grads and ", inputs, " values of needed, got ", call.grads.size(), " and ", call.needed.size());
-  Tensors results;
-  host::with_cell(call.cell, [&](auto cell) { results = backward<decltype(cell)>(shape, call); });
-  return results;
+  const auto run = [&](const LayerShape& shape, const BackwardCall& call) {
+    Tensors results;
+    host::with_cell(call.cell, [&](auto cell) { results = backward<decltype(cell)>(shape, call); });
+    return results;
+  };
+  if (!shape.padded()) return run(shape, call);
+  BackwardCall packed = call;
+  return Unpadded(shape, call.input.device())
+      .run_back(call.grads, call.input, call.states,
+                [&](const LayerShape& shape, const Tensors& grads, const at::Tensor& rows, const Tensors& states) {
+                  packed.grads = grads;
+                  packed.input = rows;
+                  packed.states = states;
+                  return run(shape, packed);
+                });
 }
 
 }  // namespace lstm_fused

@@ -80,15 +80,17 @@ def _fake_forward(
                 )
     D = 2 if bidirectional else 1
     H, P = weights[1].shape[0] // GATES[cell], weights[1].shape[1]
-    if batch_sizes is None:
+    N: int | torch.SymInt = math.prod(input.shape[:-1])
+    if input.dim() == 3:
         B: int | torch.SymInt = input.shape[1]
+        if batch_sizes is not None and save:  # the sum of the lengths, which are values, too
+            N = torch.library.get_ctx().new_dynamic_size()
     else:  # B is the value of batch_sizes[0], which shapes do not tell
         B = states[0].shape[1] if states else torch.library.get_ctx().new_dynamic_size()
     results = [input.new_empty(*input.shape[:-1], D * P), input.new_empty(D, B, P)]
     if cell == "lstm":
         results.append(input.new_empty(D, B, H))
     if save:
-        N = math.prod(input.shape[:-1])
         compute = torch.float64 if input.dtype == torch.float64 else torch.float32
         for _ in range(D):
             if not recompute:
@@ -207,16 +209,17 @@ def layer(
 
     Args:
         cell: "lstm" or "gru".
-        input: [T, B, I], or packed data [N, I] with ``batch_sizes``; float32, float64, bfloat16 or float16.
+        input: [T, B, I], or packed data [N, I]; float32, float64, bfloat16 or float16.
         states: none (zeros), or h0 [D, B, P] and, for the LSTM, c0 [D, B, H]; packed data: rows in sorted
             order.
         weights: per direction w_ih [G*H, I], w_hh [G*H, P], then b_ih [G*H] and b_hh [G*H] or neither, then
             w_hr [P, H] or not.
-        batch_sizes: rows at each step, int64 [T] on the CPU, non-increasing; or None.
+        batch_sizes: int64 on the CPU; with packed data the rows at each step [T], non-increasing; else None, or the
+            lengths of the rows [B]: from there on the output is zero, and final states are those before.
         options: bidirectional: D = 2 instead of 1. cell_clip: c_t is kept within it, before h_t is taken from it.
             grad_clip: backward keeps every gradient before an activation within it. recompute: backward computes the
             gates again instead of keeping them.
-        resets: without ``batch_sizes`` and recompute.
+        resets: without ``batch_sizes`` and recompute. Nor does recompute take lengths.
 
     Returns:
         output [T, B, D*P] or [N, D*P], h_n [D, B, P] and, for the LSTM, c_n [D, B, H].

@@ -119,7 +119,7 @@ def _batched(
     weights: Sequence[Tensor],
     options: Options,
     batch_first: bool,
-    lengths: Tensor | None = None,  # in an export to ONNX
+    lengths: Tensor | None = None,
     resets: _ops.Resets | None = None,
 ) -> Rows:
     if batch_first:
@@ -141,7 +141,7 @@ def _segments(
 ) -> Rows:
     """Runs what ``lengths`` and ``resets`` leave of a padded batch: each part between them is a row of its own.
 
-    Resets alone are the kernels' own affair, but for what takes no resets.
+    Either alone is the kernels' own affair, but for what does not take it.
     """
     L, bidirectional = options.num_layers, options.layer.bidirectional
     _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
@@ -153,6 +153,10 @@ def _segments(
     if lengths is None and resets is not None and not (options.packed or options.layer.recompute):
         cuts = _ops.Resets((resets.t() if batch_first else resets).to(input.device), *reset_state)
         return _batched(cell, input, states, weights, options, batch_first, resets=cuts)
+    # Not so while compiling, where the number of rows that are kept for backward would be a value that none sees.
+    apart = options.layer.recompute or options.return_cells or options.return_gates or torch.compiler.is_compiling()
+    if lengths is not None and resets is None and not (apart or stays_on_device(lengths)):
+        return _batched(cell, input, states, weights, options, batch_first, lengths.cpu())
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     if lengths is not None and resets is None and stays_on_device(lengths):
         batch_sizes, data_rows, sources, endings = _device.segments(lengths, T, B, batch_first, L, bidirectional)
@@ -201,7 +205,7 @@ def _layers(
     x: Tensor,  # [T, B, I], or packed [N, I]
     states: Sequence[Tensor],  # none, or [L*D, B, P] and for the LSTM [L*D, B, H]
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,  # the lengths of rows, in an export to ONNX
+    batch_sizes: Tensor | None,  # of packed data, or the lengths of rows
     options: Options,
     resets: _ops.Resets | None = None,  # with the states of all layers, [L*D, *]
 ) -> Rows:
@@ -211,7 +215,7 @@ def _layers(
         )
     L, dropout, layer_options, packed, return_cells, return_gates = options
     D = 2 if layer_options.bidirectional else 1
-    if not states and batch_sizes is None and torch.compiler.is_exporting() and not _onnx.exporting():
+    if not states and x.dim() == 3 and torch.compiler.is_exporting() and not _onnx.exporting():
         states = _zero_states(cell, x, weights, L, D == 2)  # AOTInductor takes an empty list for None
     all_kept = return_cells or return_gates
     if L == 1 and not packed and not all_kept and not _onnx.exporting():

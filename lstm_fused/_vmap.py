@@ -42,6 +42,13 @@ def _join_resets(resets: Tensor | None, dim: Dim, size: int | torch.SymInt) -> T
     return None if resets is None else _join(resets.unsqueeze(-1), dim, size).squeeze(-1)
 
 
+def _join_sizes(sizes: Tensor | None, joined: Tensor, V: int | torch.SymInt) -> Tensor | None:
+    """What goes with the joined input: the rows at each step of packed data, or lengths."""
+    if sizes is None:
+        return None
+    return sizes.repeat_interleave(V) if joined.dim() == 3 else sizes.mul(V)
+
+
 def _filled(arguments: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
     """With the defaults of the last arguments, which a call need not give."""
     return [*arguments, *defaults[len(arguments) :]]
@@ -85,12 +92,13 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
         if _any_batched((weight_dims, batch_sizes_dim, h_dim, c_dim)):
             return _in_turn(op, info, in_dims, arguments)
         V = _size(info)
+        rows = _join(input, input_dim, V)
         joined = op(
             cell,
-            _join(input, input_dim, V),
+            rows,
             _join_all(states, state_dims, V),
             weights,
-            None if batch_sizes is None else batch_sizes * V,
+            _join_sizes(batch_sizes, rows, V),
             *options,
             _join_resets(resets, resets_dim, V),
             h,
@@ -120,7 +128,7 @@ def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
         rows,
         _join_all(states, state_dims, V),
         weights,
-        None if batch_sizes is None else batch_sizes * V,
+        _join_sizes(batch_sizes, rows, V),
         *options,
         _join(output, output_dim, V),
         _join_all(saved, saved_dims, V),

@@ -47,6 +47,7 @@ class Case:
     proj: int = 0
     bias: bool = True
     packed: bool = False  # ragged lengths in 1..T, unsorted
+    padded: bool = False  # these as a padded batch and lengths, which torch.nn has not
     hx: bool = True  # initial states given
     layout: str = "contiguous"  # or "batch_first", or "strided": no tensor contiguous
     cell_clip: float | None = None
@@ -63,7 +64,7 @@ class Case:
             "bidir" if self.bidirectional else "",
             f"proj{self.proj}" if self.proj else "",
             "" if self.bias else "nobias",
-            "packed" if self.packed else "",
+            ("lengths" if self.padded else "packed") if self.packed else "",
             "" if self.hx else "nohx",
             "" if self.layout == "contiguous" else self.layout,
             "" if self.cell_clip is None else f"cellclip{self.cell_clip:g}",
@@ -131,6 +132,8 @@ OPTIONS = (
     Case(T=9, B=17, I=5, H=7, packed=True),
     Case(T=9, B=5, I=5, H=33, packed=True, bidirectional=True),
     Case(T=9, B=5, I=5, H=7, packed=True, hx=False, bias=False, layers=2),
+    Case(T=9, B=17, I=5, H=33, packed=True, padded=True),
+    Case(T=9, B=5, I=5, H=7, packed=True, padded=True, bidirectional=True, layers=2),
     Case(T=2, B=3, I=5, H=7, layers=3),
     Case(T=9, B=3, I=1, H=17, layers=2, bidirectional=True),
     Case(T=9, B=3, I=5, H=7, layout="batch_first"),
@@ -158,6 +161,7 @@ PROJECTIONS = (
     Case(T=9, B=17, I=5, H=33, proj=7),
     Case(T=9, B=3, I=5, H=17, proj=9, bidirectional=True, bias=False),
     Case(T=9, B=5, I=5, H=17, proj=16, bidirectional=True, packed=True, layers=2),
+    Case(T=9, B=5, I=5, H=33, proj=17, bidirectional=True, packed=True, padded=True),
     Case(T=9, B=3, I=5, H=33, proj=5, layout="strided", hx=False),
 )
 
@@ -293,7 +297,9 @@ def run_module(case: Case, seed: int, library: Any, dtype: torch.dtype | None = 
     keep: dict[str, bool] = {}
     if case.kept:
         keep = {"return_gates": True, **({"return_cells": True} if case.cell == "lstm" else {})}
-    if case.packed:
+    if case.padded and library is not torch.nn:
+        output, state, *kept = module(x, hx, lengths=torch.tensor(given.lengths), **keep)
+    elif case.packed:
         packed = pack_padded_sequence(x, torch.tensor(given.lengths), enforce_sorted=False)
         output, state, *kept = module(packed, hx, **keep)
         output = pad_packed_sequence(output, total_length=case.T)[0]

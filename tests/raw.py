@@ -21,7 +21,7 @@ class Arguments:
     input: Tensor  # [T, B, I] or [N, I]
     states: list[Tensor]
     weights: list[Tensor]
-    batch_sizes: Tensor | None
+    batch_sizes: Tensor | None  # or lengths, in the case of a padded batch
     bidirectional: bool
     names: list[str]  # of [input, *states, *weights]
     options: tuple[float | None, float | None, bool] = (None, None, False)  # cell_clip, grad_clip, recompute
@@ -54,7 +54,9 @@ def arguments(case: Case, seed: int = 0, requires_grad: bool = True, device: str
         return (cases.as_strided(t) if case.layout == "strided" else t.clone()).requires_grad_(requires_grad)
 
     x, batch_sizes = torch.from_numpy(given.arrays["x"]).to(case.dtype), None
-    if case.packed:
+    if case.padded:
+        batch_sizes = torch.tensor(given.lengths)
+    elif case.packed:
         packed = pack_padded_sequence(x, torch.tensor(sorted(given.lengths, reverse=True)))
         x, batch_sizes = packed.data, packed.batch_sizes
     state_names = (["h0", "c0"] if case.cell == "lstm" else ["h0"]) if case.hx else []

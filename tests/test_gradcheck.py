@@ -30,6 +30,8 @@ SLOW = [
     replace(SMALL, packed=True, T=4, B=3),
     replace(SMALL, packed=True, T=4, B=3, bidirectional=True),
     replace(SMALL, packed=True, T=4, B=3, bias=False, hx=False),
+    replace(SMALL, packed=True, padded=True, T=4, B=3),
+    replace(SMALL, packed=True, padded=True, T=4, B=3, bidirectional=True),
     replace(SMALL, layout="strided"),
     replace(SMALL, recompute=True, packed=True, T=4, B=3, bidirectional=True),
 ]
@@ -40,6 +42,7 @@ SLOW_PROJECTIONS = [
     replace(SMALL, proj=2),
     replace(SMALL, proj=1, bidirectional=True, bias=False),
     replace(SMALL, proj=2, packed=True, T=4, B=3),
+    replace(SMALL, proj=2, packed=True, padded=True, T=4, B=3, bidirectional=True),
     replace(SMALL, proj=2, packed=True, T=4, B=3, bidirectional=True, hx=False),
 ]
 # Fast mode compares one random projection of the Jacobian: sizes of several vectors and register blocks, with tails.
@@ -51,6 +54,7 @@ FAST = [
     replace(WIDE, B=17, H=33, bidirectional=True),
     replace(WIDE, B=17, H=33, packed=True, T=7),
     replace(WIDE, B=17, H=33, packed=True, T=7, bidirectional=True, bias=False),
+    replace(WIDE, B=17, H=33, packed=True, padded=True, T=7, bidirectional=True),
     replace(WIDE, T=2, B=3, H=100),
     replace(WIDE, B=17, H=33, recompute=True, packed=True, bidirectional=True, hx=False),
 ]
@@ -135,6 +139,7 @@ def test_module(case: Case, training: bool) -> None:
 SUBSETS = [
     Case(T=3, B=3, I=4, H=9, dtype=F64),
     Case(T=4, B=3, I=4, H=9, dtype=F64, packed=True),
+    Case(T=4, B=3, I=4, H=9, dtype=F64, packed=True, padded=True, bidirectional=True),
 ]
 SUBSETS_LSTM = [Case(T=3, B=3, I=4, H=9, dtype=F64, proj=5, bidirectional=True)]
 

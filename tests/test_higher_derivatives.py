@@ -28,6 +28,7 @@ OPTIONS = [
     replace(SMALL, layout="strided"),
     replace(SMALL, packed=True, T=4, B=3),
     replace(SMALL, packed=True, T=4, B=3, bidirectional=True, hx=False),
+    replace(SMALL, packed=True, padded=True, T=4, B=3, bidirectional=True),
     replace(SMALL, recompute=True, bidirectional=True),
 ]
 PROJECTIONS = [

@@ -160,10 +160,10 @@ def test_no_row_has_a_step(kind: str) -> None:
     assert not grads[0].any() and all((g == 1).all() for g in grads[1:])
 
 
+@pytest.mark.parametrize("keywords", [{"lengths": LENGTHS}, {"lengths": LENGTHS, "resets": RESETS}])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_higher_derivatives(kind: str) -> None:
+def test_higher_derivatives(kind: str, keywords: dict[str, Tensor]) -> None:
     ours, _ = pair(kind, I, H)
-    keywords = {"lengths": LENGTHS, "resets": RESETS}
     x = torch.randn(T, B, I, dtype=F64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: tuple(tensors(ours(x, **keywords))), (x,))
     x = x.detach()
@@ -174,10 +174,16 @@ def test_higher_derivatives(kind: str) -> None:
     several = torch.stack([x, x.sin()])
     for k, found in enumerate(torch.vmap(lambda x: ours(x, **keywords)[0])(several)):
         assert_close(found, ours(several[k], **keywords)[0])
+    per_sample = torch.func.grad(lambda p, x: torch.func.functional_call(ours, p, (x,), keywords)[0].square().sum())
+    parameters = dict(ours.named_parameters())
+    for name, found in torch.vmap(per_sample, in_dims=(None, 0))(parameters, several).items():
+        for k, gradient in enumerate(found):
+            assert_close(gradient, per_sample(parameters, several[k])[name], name)
 
 
+@pytest.mark.parametrize("cut", [True, False])
 @each_option
-def test_compile_sees_one_graph(kind: str, options: dict[str, Any]) -> None:
+def test_compile_sees_one_graph(kind: str, options: dict[str, Any], cut: bool) -> None:
     """Also where lengths and resets are other ones than those that were traced."""
     torch._dynamo.reset()
     ours, _ = pair(kind, I, H, **options)
@@ -186,8 +192,9 @@ def test_compile_sees_one_graph(kind: str, options: dict[str, Any]) -> None:
     x = x.transpose(0, 1) if options.get("batch_first") else x
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
     for lengths, cuts in ((LENGTHS, resets), (LENGTHS.flip(0), torch.zeros_like(resets)), (LENGTHS // 2, ~resets)):
-        found = tensors(compiled(x, lengths=lengths, resets=cuts))
-        wanted = tensors(ours(x, lengths=lengths, resets=cuts))
+        keywords = {"lengths": lengths, **({"resets": cuts} if cut else {})}
+        found = tensors(compiled(x, **keywords))
+        wanted = tensors(ours(x, **keywords))
         for a, b in zip(found, wanted, strict=True):
             assert_close(a, b)
         mine, plain = (

@@ -88,14 +88,14 @@ def test_compile_of_packed_input_without_states() -> None:
         assert_close(a, b)
 
 
-@pytest.mark.parametrize("batch_sizes", [None, [3, 3, 2]])
+@pytest.mark.parametrize("form", ["padded", "packed", "lengths"])
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_opcheck(kind: str, given: bool, batch_sizes: list[int] | None) -> None:
+def test_opcheck(kind: str, given: bool, form: str) -> None:
     module = getattr(nn, kind)(I, H, bidirectional=True, dtype=F64)
-    x = torch.randn(*((T, B) if batch_sizes is None else (8,)), I, dtype=F64, requires_grad=True)
-    initial = [s.requires_grad_() for s in tensors(states(kind, 2, B, H=H))] if given or batch_sizes else []
-    sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
+    x = torch.randn(*((8,) if form == "packed" else (T, B)), I, dtype=F64, requires_grad=True)
+    initial = [s.requires_grad_() for s in tensors(states(kind, 2, B, H=H))] if given or form == "packed" else []
+    sizes = {"padded": None, "packed": torch.tensor([3, 3, 2]), "lengths": torch.arange(B) % (T + 1)}[form]
     weights = [p.detach().requires_grad_() for p in module.parameters()]
     torch.library.opcheck(torch.ops.lstm_fused.layer.default, (kind.lower(), x, initial, weights, sizes, True))
 

@@ -37,6 +37,7 @@ LAYERS = {
     "lstm-nobias": replace(BASE, bias=False),
     "lstm-proj-bidir": replace(BASE, proj=2, bidirectional=True),
     "lstm-packed": replace(BASE, packed=True),
+    "lstm-lengths": replace(BASE, packed=True, padded=True),
     "gru": replace(BASE, cell="gru"),
     "gru-packed-bidir": replace(BASE, cell="gru", packed=True, bidirectional=True),
 }
@@ -54,7 +55,7 @@ def neighbours(a: raw.Arguments, position: int) -> tuple[str, ...]:
     """Who may be blamed for a wrong size: the tensor itself, or one whose shape it shares a size with."""
     own = label(a, position)
     if own == "input":
-        return ("input", "weights[0]", "states[0]", "batch_sizes")
+        return ("input", "weights[0]", "states[0]", "batch_sizes", "lengths")
     if own == "weights[1]":  # it gives H and P
         return (own, "weights[0]", "weights[2]", "weights[4]", "states[0]")
     return (own, own[:6] + ":")  # a rank wrong for all of the states needs no index
@@ -170,9 +171,29 @@ def batch_sizes_sweep() -> Iterator[Wrong]:
         for kind, (tensor, came) in tensors.items():
             yield Wrong(f"{name}-batch_sizes-{kind}", replace(a, batch_sizes=tensor).call, ("batch_sizes",), (came,))
         yield Wrong(f"{name}-no-batch_sizes", replace(a, batch_sizes=None).call, ("input",), (rf"got \[{N}, 5\]",))
-    padded = raw.arguments(BASE)
-    call = replace(padded, batch_sizes=torch.tensor([3, 3, 3, 3])).call
-    yield Wrong("lstm-padded-with-batch_sizes", call, ("input",), (r"got \[4, 3, 5\]",))
+
+
+def lengths_sweep() -> Iterator[Wrong]:
+    a = raw.arguments(LAYERS["lstm-lengths"])
+    good = torch.tensor([4, 2, 1])
+    wrong: dict[str, tuple[Tensor, str]] = {
+        "negative": (torch.tensor([4, -1, 1]), "from 0 to 4, got -1 at 1"),
+        "too-long": (torch.tensor([4, 2, 5]), "from 0 to 4, got 5 at 2"),
+        "huge": (torch.tensor([2**62, 2**62, 2**62]), str(2**62)),
+        "too-few": (good[:2], r"\[3\], got \[2\]"),
+        "too-many": (torch.tensor([3, 3, 3, 3]), r"\[3\], got \[4\]"),
+        "empty": (good[:0], r"got \[0\]"),
+        "int32": (good.int(), "Int"),
+        "float64": (good.double(), "Double"),
+        "meta": (good.to("meta"), "meta"),
+        "rank0": (good[0], r"got \[\]"),
+        "rank2": (good[None], r"got \[1, 3\]"),
+    }
+    for kind, (lengths, came) in wrong.items():
+        blamed = ("batch_sizes",) if kind == "meta" else ("lengths",)
+        yield Wrong(f"lengths-{kind}", replace(a, batch_sizes=lengths).call, blamed, (came,))
+    recomputing = replace(a, batch_sizes=good, options=(None, None, True)).call
+    yield Wrong("lengths-recompute", recomputing, ("recompute",), ("lengths",))
 
 
 def step_sweep() -> Iterator[Wrong]:
@@ -303,5 +324,5 @@ def untyped_sweep() -> Iterator[Wrong]:
 
 
 def ours() -> list[Wrong]:
-    sweeps = (layer_sweep, batch_sizes_sweep, step_sweep, types_sweep, runtime_sweep, untyped_sweep)
+    sweeps = (layer_sweep, batch_sizes_sweep, lengths_sweep, step_sweep, types_sweep, runtime_sweep, untyped_sweep)
     return [*itertools.chain.from_iterable(sweep() for sweep in sweeps), *module_sweep(lstm_fused)]

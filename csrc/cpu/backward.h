@@ -51,10 +51,12 @@ class Backward : Worker {
   State state_before(std::int64_t t, std::int64_t step, std::int64_t b) const {
     if (a.sequence.begins_anew(a.resets, t, b)) return {a.reset_h, a.reset_c};
     const std::int64_t before = a.sequence.reverse ? t + 1 : t - 1;
-    if (step == 0 || b >= a.sequence.active(before))
-      return {a.h0 ? a.h0 + b * a.P : nullptr, a.c0 ? a.c0 + b * a.H : nullptr};
-    const std::int64_t data = a.sequence.offset(before) + b;
-    return {a.output + data * a.output_ld, Cell::carries_cell ? a.cells + data * a.H : nullptr};
+    if (step == 0 || b >= a.sequence.active(before)) {
+      const std::int64_t column = a.sequence.column(b);
+      return {a.h0 ? a.h0 + column * a.P : nullptr, a.c0 ? a.c0 + column * a.H : nullptr};
+    }
+    const Compute* const c = Cell::carries_cell ? a.cells + (a.sequence.offset(before) + b) * a.H : nullptr;
+    return {a.output + a.sequence.place(before, b) * a.output_ld, c};
   }
 
   // What rows that begin anew with a step pass on is the gradient of the state they begin in.
@@ -78,8 +80,8 @@ class Backward : Worker {
   }
 
   template <class Count>
-  LSTM_FUSED_INLINE V output_gradient(std::int64_t data, std::int64_t unit, Count count) const {
-    return a.d_output ? load<V>(a.d_output + data * a.d_output_ld + unit, count) : V{};
+  LSTM_FUSED_INLINE V output_gradient(std::int64_t t, std::int64_t b, std::int64_t unit, Count count) const {
+    return a.d_output ? load<V>(a.d_output + a.sequence.place(t, b) * a.d_output_ld + unit, count) : V{};
   }
 
   auto is_clipped(const V& c) const {
@@ -90,10 +92,11 @@ class Backward : Worker {
   void differentiate_units(std::int64_t t, std::int64_t step) {
     for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
       const std::int64_t b = row(j), data = a.sequence.offset(t) + b;
+      const Compute* const dh1 = a.dh + a.sequence.column(b) * a.P;
       const State before = state_before(t, step, b);
       for (std::int64_t unit = share.unit_begin; unit < share.unit_end; unit += L) {
         with_count<L>(unit, a.H, [&](auto count) {
-          const V dh = load<V>(a.dh + b * a.P + unit, count) + output_gradient(data, unit, count);
+          const V dh = load<V>(dh1 + unit, count) + output_gradient(t, b, unit, count);
           differentiate_unit(data, before, b, unit, count, dh);
         });
       }
@@ -104,13 +107,14 @@ class Backward : Worker {
   LSTM_FUSED_INLINE void differentiate_unit(std::int64_t data, const State& before, std::int64_t b, std::int64_t unit,
                                             Count count, const V& dh1) {
     V s[S], d[S], h0{}, c0{}, c1{}, dc{}, dh0{};
+    const std::int64_t column = a.sequence.column(b);
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) s[i] = load<V>(a.saved + (data * S + i) * a.H + unit, count);
     if (Cell::reads_h0 && before.h) h0 = load<V>(before.h + unit, count);
     if constexpr (Cell::carries_cell) {
       c1 = load<V>(a.cells + data * a.H + unit, count);
       if (before.c) c0 = load<V>(before.c + unit, count);
-      dc = load<V>(a.dc + b * a.H + unit, count);
+      dc = load<V>(a.dc + column * a.H + unit, count);
       if (a.d_cells) dc += load<V>(a.d_cells + data * a.H + unit, count);
     }
     Cell::d_output(s, h0, c1, dh1, d, dc, dh0);
@@ -120,8 +124,8 @@ class Backward : Worker {
 #pragma GCC unroll 8
       for (int i = 0; i < S; ++i) d[i] = clamp<V>(d[i], a.grad_clip);
     }
-    if constexpr (Cell::carries_cell) store(a.dc + b * a.H + unit, dc, count);
-    if constexpr (Cell::reads_h0) store(a.dh + b * a.P + unit, dh0, count);
+    if constexpr (Cell::carries_cell) store(a.dc + column * a.H + unit, dc, count);
+    if constexpr (Cell::reads_h0) store(a.dh + column * a.P + unit, dh0, count);
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) store(a.d_gates + data * d_gates_ld + i * a.H + unit, d[i], count);
     if (a.projection.data) store(a.unprojected + data * a.H + unit, Cell::output(s, h0, c1), count);
@@ -143,7 +147,7 @@ class Backward : Worker {
             const std::int64_t p = panel * panel_width + v * L;
             if (p >= a.P) return;
             with_count<L>(p, a.P, [&](auto count) {
-              Compute* dh = a.dh + row(j) * a.P + p;
+              Compute* dh = a.dh + a.sequence.column(row(j)) * a.P + p;
               store(dh, Cell::reads_h0 ? load<V>(dh, count) + product[v] : product[v], count);
             });
           }
@@ -157,7 +161,7 @@ class Backward : Worker {
       for (std::int64_t p = share.projected_begin; p < share.projected_end; p += L) {
         with_count<L>(p, a.P, [&](auto count) {
           store(a.d_projected + data * d_projected_ld + p,
-                load<V>(a.dh + b * a.P + p, count) + output_gradient(data, p, count), count);
+                load<V>(a.dh + a.sequence.column(b) * a.P + p, count) + output_gradient(t, b, p, count), count);
         });
       }
     }

@@ -48,15 +48,25 @@ class Forward : Worker {
   void initialise() {
     const std::int64_t B = a.sequence.batch;
     for (std::int64_t j = 0; j < my_rows(B); ++j) {
-      const std::int64_t b = row(j), from = b * a.P + h_begin(), to = b * h_ld + h_begin();
+      const std::int64_t b = row(j), from = a.sequence.column(b) * a.P + h_begin(), to = b * h_ld + h_begin();
       for (int half = 0; half < (a.sequence.batch_sizes ? 2 : 1); ++half)
         copy_or_zero(a.h + half * B * h_ld + to, a.h0 ? a.h0 + from : nullptr, h_count());
       if constexpr (Cell::carries_cell) {
-        const std::int64_t cell = b * a.H + share.unit_begin;
+        const std::int64_t cell = a.sequence.column(b) * a.H + share.unit_begin;
         copy_or_zero(a.c + cell, a.c0 ? a.c0 + cell : nullptr, share.unit_end - share.unit_begin);
       }
     }
     begin_anew(0, a.h);
+    if (a.sequence.columns) leave_out_padding();
+  }
+
+  // In a padded batch: the output of rows that have ended, and the final state of those without a step.
+  void leave_out_padding() {
+    const std::int64_t rows = my_rows(a.sequence.batch);
+    for (std::int64_t t = 0; t < a.sequence.steps; ++t)
+      for (std::int64_t j = my_rows(a.sequence.active(t)); j < rows; ++j)
+        std::fill_n(a.output + a.sequence.place(t, row(j)) * a.output_ld + h_begin(), h_count(), Storage{});
+    finish_rows(my_rows(a.sequence.active(0)), rows, a.h);
   }
 
   // Puts the state of rows that begin anew with a step where the step before left theirs.
@@ -80,7 +90,7 @@ class Forward : Worker {
       if (!meet()) return false;
       project(t, h1);
     }
-    finish_rows(t, h1);
+    finish_rows(my_rows(a.sequence.first_ending(t)), my_rows(a.sequence.active(t)), h1);
     begin_anew(step + 1, h1);
     return meet();
   }
@@ -115,7 +125,7 @@ class Forward : Worker {
     for (std::int64_t step = chunk_begin; step < chunk_end; ++step) {
       const std::int64_t t = a.sequence.time(step);
       for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
-        source[count] = a.input + (a.sequence.offset(t) + row(j)) * a.I;
+        source[count] = a.input + a.sequence.place(t, row(j)) * a.I;
         result[count] = input_gates(step) + row(j) * a.input_ld;
         if (++count == Input::row_block) multiply();
       }
@@ -125,7 +135,7 @@ class Forward : Worker {
 
   void update(std::int64_t step, const Compute* h0, Compute* h1) {
     static constexpr int whole_row[] = {0};
-    const std::int64_t t = a.sequence.time(step), data = a.sequence.offset(t);
+    const std::int64_t t = a.sequence.time(step);
     const Compute* input = input_gates(step);
     using Recurrent = Product<G, Compute>;
     Recurrent::run(
@@ -137,15 +147,17 @@ class Forward : Worker {
         },
         [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
           with_count<L>(panel * L, a.H, [&](auto count) {
-            update_unit(data + row(j), row(j), panel * L, count, input + row(j) * a.input_ld, product, h0, h1);
+            update_unit(t, row(j), panel * L, count, input + row(j) * a.input_ld, product, h0, h1);
           });
         });
   }
 
   template <class Count>
-  LSTM_FUSED_INLINE void update_unit(std::int64_t data, std::int64_t b, std::int64_t unit, Count count,
+  LSTM_FUSED_INLINE void update_unit(std::int64_t t, std::int64_t b, std::int64_t unit, Count count,
                                      const Compute* input, const V (&product)[G], const Compute* h0, Compute* h1) {
     V x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
+    const std::int64_t data = a.sequence.offset(t) + b;
+    Compute* const c = Cell::carries_cell ? a.c + a.sequence.column(b) * a.H + unit : nullptr;
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
       x[g] = load<V>(input + g * a.H + unit, count);
@@ -156,11 +168,11 @@ class Forward : Worker {
       }
     }
     if constexpr (Cell::reads_h0) h_before = load<V>(h0 + b * h_ld + unit, count);
-    if constexpr (Cell::carries_cell) c_before = load<V>(a.c + b * a.H + unit, count);
+    if constexpr (Cell::carries_cell) c_before = load<V>(c, count);
     Cell::update(x, r, h_before, c_before, s, c_after);
     if constexpr (Cell::carries_cell) c_after = clamp<V>(c_after, a.cell_clip);
     const V h_after = Cell::output(s, h_before, c_after);
-    if constexpr (Cell::carries_cell) store(a.c + b * a.H + unit, c_after, count);
+    if constexpr (Cell::carries_cell) store(c, c_after, count);
     if (a.saved) {
 #pragma GCC unroll 8
       for (int i = 0; i < S; ++i) store(a.saved + (data * S + i) * a.H + unit, s[i], count);
@@ -168,13 +180,12 @@ class Forward : Worker {
     if (Cell::carries_cell && a.cells) store(a.cells + data * a.H + unit, c_after, count);
     if (a.projection) return store(a.unprojected + b * unprojected_ld + unit, h_after, count);
     store(h1 + b * h_ld + unit, h_after, count);
-    store(a.output + data * a.output_ld + unit, h_after, count);
+    store(a.output + a.sequence.place(t, b) * a.output_ld + unit, h_after, count);
   }
 
   void project(std::int64_t t, Compute* h1) {
     static constexpr int whole_row[] = {0};
     static constexpr int width = projection_vectors * L;
-    const std::int64_t data = a.sequence.offset(t);
     using Projection = Product<projection_vectors, Compute>;
     Projection::run(
         my_rows(a.sequence.active(t)), share.projected_begin / width, (share.projected_end + width - 1) / width,
@@ -186,16 +197,16 @@ class Forward : Worker {
             if (p >= a.P) return;
             with_count<L>(p, a.P, [&](auto count) {
               store(h1 + row(j) * h_ld + p, product[v], count);
-              store(a.output + (data + row(j)) * a.output_ld + p, product[v], count);
+              store(a.output + a.sequence.place(t, row(j)) * a.output_ld + p, product[v], count);
             });
           }
         });
   }
 
-  void finish_rows(std::int64_t t, const Compute* h1) {
-    const std::int64_t active = a.sequence.active(t);
-    for (std::int64_t j = my_rows(a.sequence.first_ending(t)); j < my_rows(active); ++j) {
-      const std::int64_t from = row(j) * h_ld + h_begin(), to = row(j) * a.P + h_begin();
+  // The final states of this worker's rows [begin, end).
+  void finish_rows(std::int64_t begin, std::int64_t end, const Compute* h1) {
+    for (std::int64_t j = begin; j < end; ++j) {
+      const std::int64_t from = row(j) * h_ld + h_begin(), to = a.sequence.column(row(j)) * a.P + h_begin();
       std::memcpy(a.h_n + to, h1 + from, h_count() * sizeof(Compute));
     }
   }

@@ -86,7 +86,7 @@ inline at::Tensor dense(const at::Tensor& tensor) { return tensor.defined() ? te
 
 RecurrenceShape recurrence_shape(const LayerShape& shape, int element_bytes, int lanes, int panel_units,
                                  std::int64_t exchanged);
-Sequence sequence(const LayerShape& shape, int direction);
+PlacedSequence sequence(const LayerShape& shape, int direction);
 
 // The plan for a call now: the machine's, as asked for, or serial while another process takes our threads' time.
 inline Plan current_plan(const RecurrenceShape& shape) {

@@ -11,7 +11,7 @@ namespace {
 
 // Where h_{t-1} of every data row lies: in a row of the output, which are `ld` apart, of h0, or in reset_h.
 template <class Compute>
-std::vector<const Compute*> previous_rows(const Sequence& sequence, std::int64_t P, const bool* resets,
+std::vector<const Compute*> previous_rows(const PlacedSequence& sequence, std::int64_t P, const bool* resets,
                                           const Compute* output, std::int64_t ld, const Compute* h0,
                                           const Compute* reset_h) {
   std::vector<const Compute*> rows;
@@ -20,7 +20,7 @@ std::vector<const Compute*> previous_rows(const Sequence& sequence, std::int64_t
     const std::int64_t known = before >= 0 && before < sequence.steps ? sequence.active(before) : 0;
     for (std::int64_t b = 0; b < sequence.active(t); ++b) {
       if (sequence.begins_anew(resets, t, b)) rows.push_back(reset_h);
-      else rows.push_back(b < known ? output + (sequence.offset(before) + b) * ld : h0 + b * P);
+      else rows.push_back(b < known ? output + sequence.place(before, b) * ld : h0 + sequence.column(b) * P);
     }
   }
   return rows;
@@ -32,7 +32,7 @@ struct BackwardLayer {
 
   const LayerShape& shape;
   at::TensorList grads;  // of output, h_n, (c_n, c_t by direction); undefined: zero
-  const at::Tensor input;
+  const at::Tensor input;  // [N, I] or, as output and its gradient, the padded batch, [T*B, I]
   at::TensorList states, weights;
   const at::Tensor output;
   at::TensorList saved;
@@ -49,6 +49,7 @@ struct BackwardLayer {
 
   std::vector<at::Tensor> kept, packed_here;
   std::deque<std::vector<const Compute*>> kept_rows;
+  const std::vector<std::int64_t> places = shape.padded() ? shape.places() : std::vector<std::int64_t>();
   std::vector<at::Tensor> reset_states, d_resets;  // as shape.resets.states; gradients by row [D, B, *], if needed
   std::vector<BackwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};
   std::vector<Panels<Compute>> input_weights{static_cast<std::size_t>(shape.D)};  // for the gradient of the input
@@ -179,7 +180,7 @@ struct BackwardLayer {
       const at::Tensor d_x = d_gates[d].narrow(1, 0, gates);
       for (int i = 0; i <= last; ++i)
         if (want(i)) result[i] = sum_for(d * (last + 1) + i);
-      if (want(0)) outer_sum(result[0], d_x, {x});
+      if (want(0)) outer_sum(result[0], d_x, input_rows(x));
       if (want(1)) recurrent_weight_gradient(d, result[1]);
       if (shape.bias && want(2)) sum_columns(d_x, result[2]);
       if (shape.bias && want(3)) recurrent_bias_gradient(d, result[3]);
@@ -220,7 +221,8 @@ struct BackwardLayer {
   }
 
   at::Tensor input_gradient() {
-    const at::Tensor d_input = allocate({shape.N, shape.I}, compute_options);
+    const at::Tensor d_input = allocate(input.sizes(), compute_options);
+    if (shape.padded()) sums.clear_others(places, d_input);
     if (shape.N == 0) return d_input;
     std::vector<RowsArgs<Compute>> terms;
     for (int d = 0; d < shape.D; ++d)
@@ -230,6 +232,7 @@ struct BackwardLayer {
                        .rows_ld = d_gates[d].stride(0),
                        .weights = input_weights[d],
                        .out = mutable_data<Compute>(d_input),
+                       .places = shape.padded() ? places.data() : nullptr,
                        .add = d > 0});
     sums.multiply_rows(shape.N, terms);
     return d_input;
@@ -261,6 +264,13 @@ struct BackwardLayer {
     at::Tensor matrix;
     const std::vector<const Compute*>* rows = nullptr;
   };
+
+  Right input_rows(const at::Tensor& x) {
+    if (!shape.padded()) return {x};
+    std::vector<const Compute*>& rows = kept_rows.emplace_back();
+    for (const std::int64_t place : places) rows.push_back(data<Compute>(keep(x)) + place * shape.I);
+    return {{}, &rows};
+  }
 
   // out [(samples), rows, outputs] = left [N, rows]^T right [N, outputs], and the same of a second pair if there is
   // one.
@@ -311,7 +321,7 @@ struct BackwardLayer {
     const std::int64_t B = shape.B, H = shape.H, P = shape.P, N = shape.N;
     const bool reverse = args[d].sequence.reverse, cut = shape.batch_sizes || args[d].resets;
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0].select(0, d));
-    at::Tensor h = output.reshape({N, shape.D * P}).narrow(1, d * P, P).to(compute_options.dtype());
+    at::Tensor h = output.reshape({-1, shape.D * P}).narrow(1, d * P, P).to(compute_options.dtype());
     at::Tensor d_g = d_gates[d], d_first;
     if (cut) {
       kept_rows.push_back(rows_before(d, keep(h), keep(h0)));
@@ -348,7 +358,7 @@ std::vector<at::Tensor> layer_backward(const LayerShape& shape, at::TensorList g
                                        SharedBackward* shared) {
   return with_storage(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
-    const at::Tensor rows = input.reshape({shape.N, shape.I}).contiguous();
+    const at::Tensor rows = input.contiguous().view({-1, shape.I});
     BackwardLayer<Storage> layer{.shape = shape,
                                  .grads = grads,
                                  .input = rows,

@@ -12,9 +12,12 @@ RecurrenceShape recurrence_shape(const LayerShape& s, int element_bytes, int lan
   return {s.T, s.B, s.H, s.P, s.G, s.D, element_bytes, lanes, panel_units, s.projected, exchanged};
 }
 
-Sequence sequence(const LayerShape& shape, int direction) {
-  return {shape.T, shape.B, direction == 1 || shape.reverse, shape.batch_sizes,
-          shape.offsets.empty() ? nullptr : shape.offsets.data()};
+PlacedSequence sequence(const LayerShape& shape, int direction) {
+  const auto given = [](const std::vector<std::int64_t>& numbers) {
+    return numbers.empty() ? nullptr : numbers.data();
+  };
+  return {{shape.T, shape.B, direction == 1 || shape.reverse, shape.batch_sizes, given(shape.offsets)},
+          given(shape.columns)};
 }
 
 namespace {
@@ -82,7 +85,7 @@ struct ForwardLayer {
   static constexpr bool same_type = std::is_same_v<Storage, Compute>;
 
   const LayerShape& shape;
-  const at::Tensor input;  // [N, I]
+  const at::Tensor input;  // [N, I], or the padded batch
   at::TensorList states, weights;
   at::TensorList packed;  // the weights, by pack_layer; empty: packed at every call
   const Save save;
@@ -148,7 +151,7 @@ struct ForwardLayer {
       allocate_saved(a);
       allocate_input_gates(a);
     }
-    if (shape.N > 0) run_recurrence();
+    if (shape.N > 0 || shape.padded()) run_recurrence();
     std::vector<at::Tensor> results = {output, h_n.to(input.scalar_type())};
     if (c_n.defined()) results.push_back(c_n.to(input.scalar_type()));
     results.insert(results.end(), saved.begin(), saved.end());
@@ -234,7 +237,7 @@ std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor&
   return with_storage(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     ForwardLayer<Storage> layer{.shape = shape,
-                                .input = input.reshape({shape.N, shape.I}).contiguous(),
+                                .input = input.contiguous(),
                                 .states = states,
                                 .weights = weights,
                                 .packed = packed,

@@ -37,6 +37,18 @@ class LayerSums {
     }
   }
 
+  // Zeros in the rows of a matrix that are not among `rows`.
+  void clear_others(const std::vector<std::int64_t>& rows, const at::Tensor& matrix) {
+    std::vector<bool> kept(matrix.size(0));
+    for (const std::int64_t row : rows) kept[row] = true;
+    const std::int64_t columns = matrix.size(1);
+    multiply_adds += (matrix.size(0) - static_cast<std::int64_t>(rows.size())) * columns;
+    tasks.push_back([=, kept = std::move(kept), to = mutable_data<Compute>(matrix)](Compute*) {
+      for (std::size_t row = 0; row < kept.size(); ++row)
+        if (!kept[row]) std::fill_n(to + row * columns, columns, Compute(0));
+    });
+  }
+
   // out [rows, outputs] = the sum over `terms` of left^T right; left [N, rows] and right [N, outputs]. One of
   // `alike` sums, which are tasks enough together.
   void outer_sum(std::int64_t rows, std::vector<OuterSumArgs<Compute>> terms, std::int64_t alike) {

@@ -24,7 +24,8 @@ void multiply_rows(const RowsArgs<Compute>& a, std::int64_t row_begin, std::int6
           const std::int64_t column = panel * Columns::panel_width + v * lanes<V>;
           if (column >= a.outputs) return;
           with_count<lanes<V>>(column, a.outputs, [&](auto count) {
-            Compute* to = a.out + (row_begin + j) * a.outputs + column;
+            const std::int64_t row = row_begin + j;
+            Compute* to = a.out + (a.places ? a.places[row] : row) * a.outputs + column;
             store(to, a.add ? load<V>(to, count) + product[v] : product[v], count);
           });
         }

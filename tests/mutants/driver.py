@@ -44,7 +44,7 @@ class Device:
 
 LARGE, MEDIUM, SMALL = Device(132, 232448), Device(3, 16384), Device(3, 5120)
 # The same for 16-bit types, whose tiles are larger.
-MEDIUM_OF_TILES, SMALL_OF_TILES = Device(3, 40960), Device(3, 28672)
+MEDIUM_OF_TILES, SMALL_OF_TILES = Device(3, 40960), Device(3, 32768)
 
 
 def runs(dtype: torch.dtype) -> Iterator[tuple[Case, Device]]:

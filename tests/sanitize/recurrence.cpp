@@ -17,14 +17,22 @@ namespace {
 
 struct Shape {
   std::int64_t T, B, H, P;
-  bool reverse, ragged, resets = false;
+  bool reverse, ragged, resets = false, padded = false;
 };
 
 const Shape shapes[] = {
-    {1, 1, 1, 1, false, false},        {3, 2, 7, 7, false, false},    {4, 5, 33, 33, true, false},
-    {5, 7, 40, 40, false, true},       {5, 9, 17, 17, true, true},    {3, 4, 35, 19, false, false},
-    {4, 6, 50, 33, true, true},        {2, 70, 16, 16, false, false}, {5, 6, 33, 33, false, false, true},
+    {1, 1, 1, 1, false, false},
+    {3, 2, 7, 7, false, false},
+    {4, 5, 33, 33, true, false},
+    {5, 7, 40, 40, false, true},
+    {5, 9, 17, 17, true, true},
+    {3, 4, 35, 19, false, false},
+    {4, 6, 50, 33, true, true},
+    {2, 70, 16, 16, false, false},
+    {5, 6, 33, 33, false, false, true},
     {4, 7, 40, 24, true, false, true},
+    {5, 7, 33, 33, false, true, false, true},
+    {4, 9, 40, 24, true, true, false, true},
 };
 const Plan plans[] = {{1, 1, 1}, {1, 3, 1}, {1, 1, 2}, {1, 1, 4}, {1, 2, 2}};
 
@@ -74,9 +82,9 @@ struct Problem {
   const Shape s;
   const Plan plan;
   const bool projected = s.P != s.H;
-  std::vector<std::int64_t> sizes, offsets;
-  std::int64_t N = 0;
-  Sequence sequence;
+  std::vector<std::int64_t> sizes, offsets, columns, places;
+  std::int64_t N = 0, placed = 0;  // data rows; rows of input and output
+  PlacedSequence sequence;
   std::vector<Storage> U, W, saved, output;
   std::vector<Compute> c0, cells, h_n, reset_c;
   std::unique_ptr<bool[]> resets;
@@ -86,11 +94,16 @@ struct Problem {
       : kernels(isa.kernels<Storage>(cell)), G(G), s(s), plan(plan) {
     random_bits.seed(11);
     for (std::int64_t t = 0; t < s.T; ++t) {
-      sizes.push_back(s.ragged ? std::max<std::int64_t>(1, s.B - 2 * t) : s.B);
+      sizes.push_back(s.ragged ? std::max<std::int64_t>(1, s.B - 2 * t - s.padded) : s.B);
       offsets.push_back(N);
       N += sizes.back();
     }
-    sequence = {s.T, s.B, s.reverse, s.ragged ? sizes.data() : nullptr, s.ragged ? offsets.data() : nullptr};
+    for (std::int64_t b = 0; b < s.B; ++b) columns.push_back((b * 4 + 1) % s.B);
+    sequence = {{s.T, s.B, s.reverse, s.ragged ? sizes.data() : nullptr, s.ragged ? offsets.data() : nullptr},
+                s.padded ? columns.data() : nullptr};
+    placed = s.padded ? s.T * s.B : N;
+    for (std::int64_t t = 0; t < s.T; ++t)
+      for (std::int64_t b = 0; b < sizes[t]; ++b) places.push_back(sequence.place(t, b));
     U = random_values<Storage>(G * s.H * s.P);
     W = random_values<Storage>(s.P * s.H);
     c0 = random_values<Compute>(s.B * s.H);
@@ -98,7 +111,7 @@ struct Problem {
     if (s.resets) resets.reset(new bool[N]);
     for (std::int64_t i = 0; s.resets && i < N; ++i) resets[i] = random_bits() % 3 == 0;
     saved.resize(N * S * s.H);
-    output.resize(N * s.P);
+    output.resize(placed * s.P);
     cells.resize(N * s.H);
     h_n.resize(s.B * s.P);
     forward();
@@ -129,7 +142,7 @@ struct Problem {
         s.H, unit, G * unit, I, [&](std::int64_t i, Compute* to) { kernels.pack_gates(W_ih.data(), s.H, I, i, to); });
     const auto bias_x = random_values<Compute>(G * s.H), bias_h = random_values<Compute>(G * s.H);
     const auto h0 = random_values<Compute>(s.B * s.P), reset_h = random_values<Compute>(s.P),
-               input = random_values<Compute>(N * I);
+               input = random_values<Compute>(placed * I);
     const bool in_place = std::is_same_v<Storage, Compute> && s.T % 2 == 1;
     std::vector<Compute> gates(in_place ? 0 : chunk_steps * s.B * G * s.H), h(2 * s.B * row_stride<Compute>(s.P)),
         c(s.B * s.H), unprojected(s.B * row_stride<Compute>(s.H));
@@ -177,7 +190,7 @@ struct Problem {
     });
     const auto packed_W = packed(s.H, wide, wide, s.P,
                                  [&](std::int64_t i, Compute* to) { kernels.pack_rows(W.data(), s.H, s.P, i, to); });
-    const auto d_output = random_values<Storage>(N * s.P), h0 = random_values<Storage>(s.B * s.P),
+    const auto d_output = random_values<Storage>(placed * s.P), h0 = random_values<Storage>(s.B * s.P),
                reset_h = random_values<Storage>(s.P);
     auto dh = random_values<Compute>(s.B * s.P), dc = random_values<Compute>(s.B * s.H);
     std::vector<Compute> d_gates(N * row_stride<Compute>(S * s.H)), d_projected(N * row_stride<Compute>(s.P)),
@@ -222,13 +235,14 @@ struct Problem {
       kernels.pack_rows(W_ih.data(), I, G * s.H, i, to);
     });
     const auto input = random_values<Compute>(N * I);
-    std::vector<Compute> d_input(N * I), d_W(G * s.H * I), scratch(kernels.outer_sum_scratch);
+    std::vector<Compute> d_input(placed * I), d_W(G * s.H * I), scratch(kernels.outer_sum_scratch);
     const RowsArgs<Compute> rows{G * s.H,
                                  I,
                                  d_gates.data(),
                                  row_stride<Compute>(S * s.H),
                                  Panels<Compute>::packed(packed_W.data(), G * s.H, wide),
-                                 d_input.data()};
+                                 d_input.data(),
+                                 s.padded ? places.data() : nullptr};
     const OuterSumArgs<Compute> outer{.N = N,
                                       .outputs = I,
                                       .left = d_gates.data(),
