@@ -27,6 +27,12 @@ def toolkit_of_nvcc() -> str | None:
     return str(Path(here[1]).parent) if here else None
 
 
+def smallest() -> list[str]:
+    """What makes device code an eighth as large, of an nvcc that can (12.8 on); drivers from R550 on read it."""
+    options = subprocess.run(["nvcc", "--help"], capture_output=True, text=True).stdout
+    return ["--compress-mode=size"] if "--compress-mode" in options else []
+
+
 def why_no_cuda() -> str:
     """Why CUDA kernels are not built; empty if they are."""
     if CUDA not in ("0", "1", "auto"):
@@ -97,7 +103,7 @@ setup(
             libraries=["c10", "torch", "torch_cpu"] + ([] if WHY_NO_CUDA else ["c10_cuda", "cudart"]),
             extra_compile_args={
                 "cxx": [*CXX_FLAGS, *TORCH_HEADERS],
-                "nvcc": ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden"],
+                "nvcc": ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden", *([] if WHY_NO_CUDA else smallest())],
             },
             extra_link_args=["-Wl,-s"],
         )

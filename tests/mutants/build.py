@@ -1,7 +1,7 @@
-"""Libraries with one mutant each: only kernels whose PTX has changed are compiled, for one storage type at a time.
+"""Libraries with one mutant each: only kernels whose PTX has changed are compiled, those of one layer at a time.
 
-All host code, the runtime of ``ptx`` and the kernels as they are come once. Kernels are instantiated for each storage
-type in a module of its own, in which the other types' explicit instantiations are left out.
+All host code, the runtime of ``ptx`` and the kernels as they are come once. A module has the kernels that one cell uses
+in one type, which are most of the way to the first test that fails.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +21,21 @@ from ptx.translate import translate
 
 from .operators import Mutant
 
-TYPES = ("float", "BFloat16", "double", "Float16")  # in the order in which mutants are tried
+STORAGES = ("float", "BFloat16", "double", "Float16")
+# What a layer may calculate in, in the order in which mutants are tried: its storage, and whether by tensor cores.
+TYPES = {
+    "float": ("float", False),
+    "BFloat16": ("BFloat16", True),
+    "tf32": ("float", True),
+    "double": ("double", False),
+    "Float16": ("Float16", True),
+}
 LATE = ("double", "Float16")  # for mutants that change nothing of the others
+CELLS = ("lstm", "gru")
 ARCH = "compute_80"
-Module = tuple[str, str]  # a source beneath csrc/, a storage type
+Module = tuple[str, str, str]  # a source beneath csrc/, a type, a cell
+KERNEL = re.compile(r"^\.visible \.entry (\w+)\(.*?^}\n", re.M | re.S)
+TENSOR_ROWS = ("0", "n1")  # what stands in the place of a product's rows in the names of such kernels
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -35,7 +47,7 @@ def run(command: list[str], folder: Path) -> str:
 
 def reduced(text: str, storage: str) -> str:
     """A source with explicit instantiations for one storage type alone."""
-    others = "|".join(t for t in TYPES if t != storage)
+    others = "|".join(t for t in STORAGES if t != storage)
     return re.sub(rf"^template [^<;{{]*<(?:{others})>[^;]*;", "", text, flags=re.M)
 
 
@@ -54,6 +66,19 @@ def includes(csrc: Path, file: str) -> set[str]:
 
 def kernel_names(text: str) -> list[str]:
     return re.findall(r"\.entry (\w+)", text)
+
+
+def modules(source: str, storage: str, text: str) -> dict[Module, str]:
+    """The PTX of a source for one storage type, apart. Kernels that no layer uses here are left out."""
+    rest, found = KERNEL.sub("", text), dict[Module, str]()
+    for kernel in KERNEL.finditer(text):
+        called = re.search(r"\d(Lstm|Gru)E.*?Li(n?\d+)E", kernel[1])
+        assert called is not None, kernel[1]
+        for name, used in TYPES.items():
+            if used == (storage, called[2] in TENSOR_ROWS):
+                module = (source, name, called[1].lower())
+                found[module] = found.get(module, rest) + kernel[0]
+    return found
 
 
 @dataclass
@@ -81,17 +106,16 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(csrc, self.csrc)
 
-    def ptx(self, module: Module) -> str:
-        source, storage = module
+    def ptx(self, source: str, storage: str) -> dict[Module, str]:
         path = Path(source)
         name = path.with_name(f"{path.stem}-{storage}.cu")  # beside the source: the same relative includes
         (self.csrc / name).write_text(reduced((self.csrc / source).read_text(), storage))
         run([nvcc(), "-std=c++20", f"-arch={ARCH}", "-ptx", str(name), "-o", "../kernels.ptx"], self.csrc)
-        return (self.folder / "kernels.ptx").read_text()
+        return modules(source, storage, (self.folder / "kernels.ptx").read_text())
 
     def kernels(self, module: Module, text: str) -> Path:
         """The object of translated kernels, compiled in the least time."""
-        code = self.folder / f"{Path(module[0]).stem}-{module[1]}.cpp"
+        code = self.folder / file_name(module)
         code.write_text(translate(text, int(ARCH[-2:])).code)
         target = code.with_suffix(".o")
         run([*compiler(0), code.name, "-o", target.name], self.folder)
@@ -121,7 +145,11 @@ def nvcc() -> str:
     return str(found)
 
 
-def base(folder: Path, csrc: Path = emulated.CSRC, types: tuple[str, ...] = TYPES) -> Base:
+def file_name(module: Module) -> str:
+    return "-".join([Path(module[0]).stem, *module[1:]]) + ".cpp"
+
+
+def base(folder: Path, csrc: Path = emulated.CSRC, types: Sequence[str] = tuple(TYPES)) -> Base:
     """Compiles everything as it is; what has not changed since the last time is there already."""
     emulation = emulated.ROOT / "build" / "emulated"  # whose host code and runtime are the same
     cache, bench = Cache(emulation / "ptx-cache", Path(nvcc())), Bench(folder / "base", csrc)
@@ -133,12 +161,13 @@ def base(folder: Path, csrc: Path = emulated.CSRC, types: tuple[str, ...] = TYPE
         made.host[source] = cache.folder / f"{Path(source).stem}-{digest([source], *contents)}-host.o"
         if not made.host[source].exists():
             bench.host(source).rename(made.host[source])
-        for module in ((source, storage) for storage in types):
-            made.ptx[module] = bench.ptx(module)
-            code = bench.folder / f"{Path(source).stem}-{module[1]}.cpp"
-            code.write_text(translate(made.ptx[module], int(ARCH[-2:])).code)
-            key = digest(compiler(1), *with_headers(code))
-            made.objects[module] = cache.made(code.stem, ".o", key, [*compiler(1), str(code)])
+        for storage in {TYPES[name][0]: None for name in types}:
+            made.ptx |= {module: text for module, text in bench.ptx(source, storage).items() if module[1] in types}
+    for module, text in made.ptx.items():
+        code = bench.folder / file_name(module)
+        code.write_text(translate(text, int(ARCH[-2:])).code)
+        key = digest(compiler(1), *with_headers(code))
+        made.objects[module] = cache.made(code.stem, ".o", key, [*compiler(1), str(code)])
     bench.link(made, {}, {}, made.library)
     return made
 

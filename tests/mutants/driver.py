@@ -24,14 +24,18 @@ if TYPE_CHECKING:
 
 DTYPES = {
     "float": torch.float32,
+    "tf32": torch.float32,
     "double": torch.float64,
     "BFloat16": torch.bfloat16,
     "Float16": torch.float16,
 }
+EPS = {name: 2.0**-10 if name == "tf32" else torch.finfo(dtype).eps for name, dtype in DTYPES.items()}
 PLANS = ("block", "grid", "step")
 SEEDS = (1, 2, 0)  # of the order of warps and blocks
 LIMIT = 100_000_000  # instructions of a launch, many times what any here takes
-Table = dict[str, tuple[dict[str, Any], dict[str, float]]]  # by case: the oracle's results, and how far ours may be
+# By type and case: the oracle's results, and how far ours may be.
+Table = dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]]
+Layers = Sequence[tuple[str, str]]  # types and cells
 
 
 @dataclass(frozen=True)
@@ -43,36 +47,35 @@ class Device:
 
 
 LARGE, MEDIUM, SMALL = Device(132, 232448), Device(3, 16384), Device(3, 5120)
-# The same for 16-bit types, whose tiles are larger.
+# The same for tensor cores, whose tiles are larger.
 MEDIUM_OF_TILES, SMALL_OF_TILES = Device(3, 40960), Device(3, 32768)
 
 
-def runs(dtype: torch.dtype) -> Iterator[tuple[Case, Device]]:
+def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
     """Layers and devices. Each shape is the least that reaches some part of the kernels."""
-    from cases import CELLS, Case
+    from cases import Case
 
-    tiled = dtype.itemsize == 2
+    tiled = name == "tf32" or DTYPES[name].itemsize == 2
     medium, small = (MEDIUM_OF_TILES, SMALL_OF_TILES) if tiled else (MEDIUM, SMALL)
-    for cell in CELLS:
-        clips: dict[str, Any] = {"grad_clip": 0.05, "cell_clip": 0.2 if cell == "lstm" else None}
-        given: dict[str, Any] = {"cell": cell, "I": 3, "dtype": dtype}
-        # Rows that end at different times; some rows of the batch are beyond the first block of them.
-        yield Case(T=4, B=11, H=7, packed=True, bidirectional=True, **given), small
-        # One row at a time, no state, no bias.
-        yield Case(T=3, B=2, H=9, hx=False, bias=False, bidirectional=True, **given), LARGE
-        # More units than a block's warps take at once, several passes over the source's columns.
-        yield Case(T=3, B=9, H=35, packed=True, **given), small
-        # The same with weights that stay in shared memory.
-        yield Case(T=2, B=3, H=35, bidirectional=True, **given), medium
-        yield Case(T=3, B=3, H=5, gain=4.0, kept=True, bidirectional=True, **clips, **given), LARGE
-        yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), small
-        if tiled:  # rows of whole 16 bytes, more than a tile of them, and more tiles of units than warps
-            yield Case(T=2, B=17, H=40, **given), LARGE
-        # Gates at their limits.
-        yield Case(T=1, B=3, H=5, gain=300.0, **given), LARGE
+    clips: dict[str, Any] = {"grad_clip": 0.05, "cell_clip": 0.2 if cell == "lstm" else None}
+    given: dict[str, Any] = {"cell": cell, "I": 3, "dtype": DTYPES[name]}
+    # Rows that end at different times; some rows of the batch are beyond the first block of them.
+    yield Case(T=4, B=11, H=7, packed=True, bidirectional=True, **given), small
+    # One row at a time, no state, no bias.
+    yield Case(T=3, B=2, H=9, hx=False, bias=False, bidirectional=True, **given), LARGE
+    # More units than a block's warps take at once, several passes over the source's columns.
+    yield Case(T=3, B=9, H=35, packed=True, **given), small
+    # The same with weights that stay in shared memory.
+    yield Case(T=2, B=3, H=35, bidirectional=True, **given), medium
+    yield Case(T=3, B=3, H=5, gain=4.0, kept=True, bidirectional=True, **clips, **given), LARGE
+    yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), small
+    if tiled:  # rows of whole 16 bytes, more than a tile of them, and more tiles of units than warps
+        yield Case(T=2, B=17, H=40, **given), LARGE
+    # Gates at their limits.
+    yield Case(T=1, B=3, H=5, gain=300.0, **given), LARGE
 
 
-def configure(plan: str, device: Device, seed: int) -> None:
+def configure(name: str, plan: str, device: Device, seed: int) -> None:
     os.environ |= {
         "LSTM_FUSED_CUDA_PLAN": plan,
         "PTX_SMS": str(device.multiprocessors),
@@ -81,7 +84,7 @@ def configure(plan: str, device: Device, seed: int) -> None:
         "PTX_CHECK": "all",
         "PTX_LIMIT": str(LIMIT),
     }
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if name == "tf32" else "ieee"
 
 
 def results(case: Case) -> dict[str, Any]:
@@ -120,40 +123,40 @@ def distance(ours: oracles.Array, wanted: oracles.Array) -> float:
     return float(np.abs(ours - wanted).max()) if wanted.size else 0.0
 
 
-def record(path: Path, types: Sequence[str]) -> None:
+def record(path: Path, layers: Layers) -> None:
     """Writes the table by which mutants are judged, with the library that is loaded, which has none."""
     table: Table = {}
-    for dtype in (DTYPES[name] for name in types):
-        for case, device in runs(dtype):
+    for name, cell in layers:
+        for case, device in runs(name, cell):
             wanted, bounds = exact(case), dict[str, float]()
             for plan in PLANS:
-                configure(plan, device, 0)
+                configure(name, plan, device, 0)
                 ours = results(case)
-                for name, value in wanted.items():
+                for result, value in wanted.items():
                     scale = distance(value, np.zeros_like(value))
-                    bound = 2 * distance(ours[name], value) + torch.finfo(dtype).eps / 2 * scale
-                    sound = 256 * torch.finfo(dtype).eps * max(scale, 1.0) * max(case.gain, 1.0)
-                    assert bound <= sound, f"{case.id}, {plan}: {name}"
-                    bounds[name] = max(bounds.get(name, 0.0), bound)
-            table[case.id] = wanted, bounds
+                    bound = 2 * distance(ours[result], value) + EPS[name] / 2 * scale
+                    sound = 256 * EPS[name] * max(scale, 1.0) * max(case.gain, 1.0)
+                    assert bound <= sound, f"{name}, {case.id}, {plan}: {result}"
+                    bounds[result] = max(bounds.get(result, 0.0), bound)
+            table[name, case.id] = wanted, bounds
     path.write_bytes(pickle.dumps(table))
 
 
-def check(path: Path, types: Sequence[str]) -> str:
+def check(path: Path, layers: Layers) -> str:
     """How the loaded library fails; empty if it passes."""
     table: Table = pickle.loads(path.read_bytes())
     for seed in SEEDS:
-        for case, device in (run for name in types for run in runs(DTYPES[name])):
-            wanted, bounds = table[case.id]
+        for name, case, device in ((of, *run) for of, cell in layers for run in runs(of, cell)):
+            wanted, bounds = table[name, case.id]
             for plan in PLANS:
-                configure(plan, device, seed)
+                configure(name, plan, device, seed)
                 try:
                     ours = results(case)
                 except Exception as error:  # whatever it says, the mutant is found
-                    return f"{case.id}, {plan}, seed {seed}: {fault() or error!s:.200}"
-                for name, bound in bounds.items():
-                    if not distance(ours[name], wanted[name]) <= bound:
-                        return f"{case.id}, {plan}, seed {seed}: {name} is wrong"
+                    return f"{name}, {case.id}, {plan}, seed {seed}: {fault() or error!s:.200}"
+                for result, bound in bounds.items():
+                    if not distance(ours[result], wanted[result]) <= bound:
+                        return f"{name}, {case.id}, {plan}, seed {seed}: {result} is wrong"
     return ""
 
 
@@ -164,13 +167,13 @@ def fault() -> str:
     return str(library.ptx_last_fault().decode()).partition("\n")[0][:200]
 
 
-def run(library: str, path: str, types: Sequence[str], recording: bool, said: Any) -> None:
+def run(library: str, path: str, layers: Layers, recording: bool, said: Any) -> None:
     """A child's work: loads the library in the package's place and sends how it fails through the pipe ``said``."""
     os.environ |= {"LSTM_FUSED_LIBRARY": library}
     torch.set_num_threads(1)
     try:
         if recording:
-            record(Path(path), types)
-        said.send("" if recording else check(Path(path), types))
+            record(Path(path), layers)
+        said.send("" if recording else check(Path(path), layers))
     except BaseException:
         said.send(f"error: {traceback.format_exc()[-1500:]}")

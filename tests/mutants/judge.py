@@ -11,7 +11,7 @@ from pathlib import Path
 from ptx.build import BuildError
 
 from . import driver
-from .build import LATE, TYPES, Base, Bench, Module, affected, code_of, kernel_names
+from .build import CELLS, LATE, TYPES, Base, Bench, Module, affected, code_of, kernel_names
 from .operators import Mutant
 
 SECONDS = 600  # that a mutant's tests may take; the unchanged kernels take a few dozen
@@ -30,10 +30,13 @@ class Verdict:
     seconds: float = 0.0
 
 
-def in_child(library: Path, table: Path, types: Sequence[str], recording: bool = False) -> str:
-    """How the library fails the driver's tests; empty if it passes."""
+Layers = Sequence[tuple[str, str]]  # types and cells
+
+
+def in_child(library: Path, table: Path, layers: Layers, recording: bool = False) -> str:
+    """How the library fails the driver's tests of these layers; empty if it passes."""
     ours, theirs = processes.Pipe(duplex=False)
-    child = processes.Process(target=driver.run, args=(str(library), str(table), types, recording, theirs))
+    child = processes.Process(target=driver.run, args=(str(library), str(table), layers, recording, theirs))
     child.start()
     theirs.close()
     try:
@@ -46,14 +49,14 @@ def in_child(library: Path, table: Path, types: Sequence[str], recording: bool =
     return said
 
 
-def record(base: Base, table: Path, types: Sequence[str] = TYPES) -> None:
+def record(base: Base, table: Path, types: Sequence[str] = tuple(TYPES)) -> None:
     """The driver's table, by the kernels as they are; which must pass it.
 
     Raises:
         RuntimeError: they do not.
     """
     for recording in (True, False):
-        if said := in_child(base.library, table, types, recording):
+        if said := in_child(base.library, table, [(name, cell) for name in types for cell in CELLS], recording):
             raise RuntimeError(f"the kernels without a mutant fail: {said}")
 
 
@@ -75,22 +78,28 @@ def outcome_of(base: Base, bench: Bench, table: Path, sources: Sequence[str]) ->
     """Module by module: most mutants are found in the first that they change, and spare the others."""
     objects: dict[Module, Path] = {}
     host: dict[str, Path] = {}
+    ptx: dict[tuple[str, str], dict[Module, str]] = {}
     library = bench.folder / "mutant.so"
-    for module in sorted(base.ptx, key=lambda m: (TYPES.index(m[1]), len(base.ptx[m]))):
-        source, storage = module
-        if storage in LATE and any(changed not in LATE for _, changed in objects):
+    for module in sorted(base.ptx, key=lambda m: (list(TYPES).index(m[1]), CELLS.index(m[2]), len(base.ptx[m]))):
+        source, name, cell = module
+        if name in LATE and any(changed not in LATE for _, changed, _ in objects):
             break
-        if source not in sources or (text := bench.ptx(module)) == base.ptx[module]:
+        if source not in sources:
+            continue
+        compiled = source, TYPES[name][0]
+        if compiled not in ptx:
+            ptx[compiled] = bench.ptx(*compiled)
+        if (text := ptx[compiled].get(module, "")) == base.ptx[module]:
             continue
         if source not in host and kernel_names(text) != kernel_names(base.ptx[module]):
             host[source] = bench.host(source)
         objects[module] = bench.kernels(module, text)
-        if said := in_child(bench.link(base, host, objects, library), table, [storage]):
+        if said := in_child(bench.link(base, host, objects, library), table, [(name, cell)]):
             return "killed", said
     if objects:
         return "survived", ""
     host = {source: made for source in sources if code_of(made := bench.host(source)) != code_of(base.host[source])}
     if not host:
         return "equivalent", ""
-    said = in_child(bench.link(base, host, {}, library), table, [next(iter(base.ptx))[1]])
+    said = in_child(bench.link(base, host, {}, library), table, [(next(iter(base.ptx))[1], cell) for cell in CELLS])
     return ("killed", said) if said else ("survived", "")
