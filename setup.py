@@ -92,6 +92,7 @@ CXX_FLAGS = [
     "-Wno-psabi",
     "-Wno-missing-field-initializers",
 ]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden", *([] if WHY_NO_CUDA else smallest())]
 
 setup(
     ext_modules=[
@@ -103,7 +104,7 @@ setup(
             libraries=["c10", "torch", "torch_cpu"] + ([] if WHY_NO_CUDA else ["c10_cuda", "cudart"]),
             extra_compile_args={
                 "cxx": [*CXX_FLAGS, *TORCH_HEADERS],
-                "nvcc": ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden", *([] if WHY_NO_CUDA else smallest())],
+                "nvcc": NVCC_FLAGS,
             },
             extra_link_args=["-Wl,-s"],
         )
