@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,11 +164,15 @@ def base(folder: Path, csrc: Path = emulated.CSRC, types: Sequence[str] = tuple(
             bench.host(source).rename(made.host[source])
         for storage in {TYPES[name][0]: None for name in types}:
             made.ptx |= {module: text for module, text in bench.ptx(source, storage).items() if module[1] in types}
-    for module, text in made.ptx.items():
+
+    def compiled(module: Module) -> Path:
         code = bench.folder / file_name(module)
-        code.write_text(translate(text, int(ARCH[-2:])).code)
+        code.write_text(translate(made.ptx[module], int(ARCH[-2:])).code)
         key = digest(compiler(1), *with_headers(code))
-        made.objects[module] = cache.made(code.stem, ".o", key, [*compiler(1), str(code)])
+        return cache.made(code.stem, ".o", key, [*compiler(1), str(code)])
+
+    with ThreadPoolExecutor(2) as pool:
+        made.objects = dict(zip(made.ptx, pool.map(compiled, made.ptx), strict=True))
     bench.link(made, {}, {}, made.library)
     return made
 
