@@ -41,7 +41,7 @@ sanitize:
 # Small faults put into the CUDA kernels and the cells, one at a time: are they found? MUTANTS="--sample 60 --seed 1"
 # tries some of them, MUTANTS="--file cells/gru.h" those of a file, MUTANTS=--help says more.
 mutants: build
-	cd tests && PYTHONPATH=. ../$(BIN)/python -m mutants $(MUTANTS)
+	cd tests && PYTHONPATH=. ../$(BIN)/python -u -m mutants $(MUTANTS)
 
 build: $(VENV)/.built
 

@@ -114,3 +114,7 @@ def test_what_the_compiler_cannot_tell_apart_is_no_mutant(workplace: tuple[build
     assert judge.judge(*workplace, same).outcome == "equivalent"
     broken = Mutant(file, 1, 1, "none", "", "", at, at + 2, "nothing of the kind")
     assert judge.judge(*workplace, broken).outcome == "invalid"
+    file = "cells/activations.h"
+    found = mutants(file, (emulated.CSRC / file).read_text())
+    endless = next(m for m in found if "polynomial<V, k + 0>" in m.becomes)
+    assert judge.judge(*workplace, endless).outcome == "invalid"

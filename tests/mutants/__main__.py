@@ -75,10 +75,13 @@ def verdicts(chosen: Sequence[Mutant], jobs: int) -> Iterator[Judged]:
             benches.put(bench)
 
     with ThreadPoolExecutor(jobs) as pool, journal.open("a") as written:
-        for done in as_completed([pool.submit(work, mutant) for mutant in left]):
-            mutant, verdict = done.result()
-            print(json.dumps([key[mutant], asdict(verdict)]), file=written, flush=True)
-            yield mutant, verdict
+        try:
+            for done in as_completed([pool.submit(work, mutant) for mutant in left]):
+                mutant, verdict = done.result()
+                print(json.dumps([key[mutant], asdict(verdict)]), file=written, flush=True)
+                yield mutant, verdict
+        finally:
+            pool.shutdown(cancel_futures=True)  # an error is not to wait for all the others
 
 
 def show(judged: Sequence[Judged]) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptx.build import BuildError
+from ptx.types import Unsupported
 
 from . import driver
 from .build import CELLS, LATE, TYPES, Base, Bench, Module, affected, code_of, kernel_names
@@ -69,6 +70,8 @@ def judge(base: Base, bench: Bench, table: Path, mutant: Mutant) -> Verdict:
         outcome, reason = outcome_of(base, bench, table, affected(base, mutant))
     except BuildError as error:
         outcome, reason = "invalid", next((line for line in str(error).split("\n") if "error" in line), "")
+    except Unsupported as error:  # calls itself without end, say
+        outcome, reason = "invalid", str(error)
     finally:
         file.write_text(original)
     return Verdict(outcome, reason.replace(str(bench.folder), ""), round(time.monotonic() - begun, 1))
