@@ -17,6 +17,7 @@ SOUND = [
     "arithmetic",
     "atomics",
     "barriers",
+    "clusters",
     "control",
     "fragments",
     "halves",
@@ -29,7 +30,7 @@ SOUND = [
 
 
 def test_every_program_is_tested() -> None:
-    others = {"faults_memory", "faults_race", "library", "limits"}
+    others = {"faults_cluster", "faults_memory", "faults_race", "library", "limits", "limits_cluster"}
     assert {p.stem for p in PROGRAMS.glob("*.cu")} == others | set(SOUND)
 
 

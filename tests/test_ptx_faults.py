@@ -49,6 +49,36 @@ FAULTS = [
     ("faults_memory", "stale", "weak", "trap, by thread (0,0,0) of warp 0, block (1,0,0)"),
     ("faults_memory", "stale_of_block", "weak", "trap, by thread"),
 ]
+FAULTS += [
+    ("faults_cluster", "bounds", "", "shared access out of bounds (address 0x2000100), by thread (63,0,0) of warp 1"),
+    ("faults_cluster", "rank", "", "no block of rank 2 in a cluster of 2, by thread (0,0,0)"),
+    ("faults_cluster", "own_window", "", "shared access out of bounds (address 0x"),
+    ("faults_cluster", "pointer", "", "global access out of bounds"),
+    ("faults_cluster", "exchange", "race", ": read, by thread"),
+    ("faults_cluster", "relaxed", "race", "data race at address"),
+    ("faults_cluster", "late", "race", "data race at address"),
+    ("faults_cluster", "early", "race", "data race at address"),
+    ("faults_cluster", "only_the_block", "race", "data race at address"),
+    (
+        "faults_cluster",
+        "start",
+        "race",
+        "access to the shared memory of a block that may not have started, by thread (0,",
+    ),
+    ("faults_cluster", "end", "race", "access to the shared memory of a block that"),  # has exited, or may have
+    ("faults_cluster", "ended", "", "access to the shared memory of a block that has exited (address 0x1000000), by"),
+    ("faults_cluster", "unwritten", "unwritten", "read of unwritten shared memory (address 0x7c), by thread (31,0,0)"),
+    ("faults_cluster", "stale", "weak", "trap, by thread (0,0,0) of warp 0, block (1,0,0)"),
+    (
+        "faults_cluster",
+        "divergent",
+        "",
+        "of warp 0 wait for lanes of the warp: thread (16,0,0) of warp 0, block (0,0,0)",
+    ),
+    ("faults_cluster", "deadlock", "", "lanes ffffffff of warp 0 wait for the cluster: thread (0,0,0)"),
+    ("faults_cluster", "twice", "", "second arrival at the cluster barrier without a wait between, by thread (0,0,0)"),
+    ("faults_cluster", "no_arrival", "", "wait at the cluster barrier without an arrival, by thread (5,0,0)"),
+]
 LIMIT = 2_000_000  # thread instructions: far above what the sound twins take
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ptx import translate
 from ptx.parse import Module
-from ptx.syntax import Bits, Instruction, Integer, Label, Memory, Register, Special, Symbol
+from ptx.syntax import Bits, Clusters, Instruction, Integer, Label, Memory, Register, Special, Symbol
 from ptx.text import declaration, integer, literal, split, statements
 
 HEAD = ".version 8.0\n.target sm_80\n.address_size 64\n"
@@ -73,6 +73,26 @@ def test_guards_addresses_and_places() -> None:
     assert load.place == "source.cu:7"
     assert isinstance(load.args[1], Memory)
     assert load.args[1].offset == -4
+
+
+@pytest.mark.parametrize(
+    ("attributes", "clusters", "table"),
+    [
+        (".maxntid 64, 1, 1", None, "SITES}"),
+        (".explicitcluster .reqnctapercluster 4, 2, 1", Clusters((4, 2, 1), 0, True), "SITES, {4, 2, 1}, 0, 1}"),
+        (".reqnctapercluster 4", Clusters((4, 1, 1), 0, False), "SITES, {4, 1, 1}, 0, 0}"),
+        (".maxclusterrank 8", Clusters((0, 0, 0), 8, False), "SITES, {0, 0, 0}, 8, 0}"),
+    ],
+)
+def test_what_an_entry_says_of_clusters(attributes: str, clusters: Clusters | None, table: str) -> None:
+    text = kernel("ret;").replace("k()", f"k() {attributes}")
+    assert Module(text).kernels[0].clusters == clusters
+    assert f"{table};" in translate(text).code
+
+
+def test_an_aligned_barrier_of_the_cluster_is_for_the_whole_warp() -> None:
+    for op, together in (("arrive.release", False), ("wait.acquire.aligned", True)):
+        assert ("at.together" in translate(kernel(f"barrier.cluster.{op};")).code) == together
 
 
 def test_a_call_is_its_body() -> None:

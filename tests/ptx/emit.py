@@ -49,19 +49,19 @@ SPECIAL = {
     "envreg2": ("static_cast<u32>(b.grid->workspace)", "u32"),
     "dynamic_smem_size": ("(b.shared_bytes - STATIC_SHARED)", "u32"),
     "total_smem_size": ("b.shared_bytes", "u32"),
-    "is_explicit_cluster": ("0u", "u32"),
-    "cluster_ctarank": ("0u", "u32"),
-    "cluster_nctarank": ("1u", "u32"),
+    "is_explicit_cluster": ("b.grid->explicit_cluster", "u32"),
+    "cluster_ctarank": ("b.rank", "u32"),
+    "cluster_nctarank": ("static_cast<u32>(b.cluster->blocks.size())", "u32"),
 }
 SPECIAL_VECTORS = {
     "tid": "w.tid[{}][l]",
     "ntid": "b.grid->ntid[{}]",
     "ctaid": "b.ctaid[{}]",
     "nctaid": "b.grid->nctaid[{}]",
-    "cluster_ctaid": "0u",
-    "cluster_nctaid": "1u",
-    "clusterid": "b.ctaid[{}]",
-    "nclusterid": "b.grid->nctaid[{}]",
+    "cluster_ctaid": "(b.ctaid[{0}] % b.grid->cluster[{0}])",
+    "cluster_nctaid": "b.grid->cluster[{}]",
+    "clusterid": "(b.ctaid[{0}] / b.grid->cluster[{0}])",
+    "nclusterid": "(b.grid->nctaid[{0}] / b.grid->cluster[{0}])",
 }
 
 

@@ -17,6 +17,8 @@ BITWISE = {"and": "&", "or": "|", "xor": "^"}
 def space(i: Instruction) -> str:
     """The state space an opcode names, as the runtime's ``Space``."""
     for part in i.op[1:]:
+        if part == "shared::cluster":
+            return "cluster"
         if part.startswith("shared"):
             return "shared"
         if part in SPACES:
@@ -56,6 +58,8 @@ def located(e: Emitter, i: Instruction, memory: Operand, where: str, bytes_: int
     """Declares ``spot``: where an access of a lane goes, checked."""
     if isinstance(memory, Memory) and isinstance(memory.base, Symbol) and memory.base.name in e.parameters:
         where = "parameter"
+    if where == "cluster":
+        return f"const Spot spot = locate_in_cluster(w, l, {e.site(i)}, {address(e, memory)}, {bytes_}); "
     return f"const Spot spot = locate(w, l, {e.site(i)}, Space::{where}, {address(e, memory)}, {bytes_}); "
 
 
@@ -85,6 +89,8 @@ def convert_address(e: Emitter, i: Instruction) -> str:
         "local": "(reinterpret_cast<u64>(w.local) + (u64)l * LOCAL_BYTES)",
     }
     value, where = e.read(i.args[1], i.type), space(i)
+    if where == "cluster":
+        return e.assign(i, i.type, f"{'generic_to_cluster' if i.has('to') else 'cluster_to_generic'}(w, {value})")
     if where in windows:
         value = f"{value} {'-' if i.has('to') else '+'} {windows[where]}"
     return e.assign(i, i.type, value)
@@ -92,6 +98,8 @@ def convert_address(e: Emitter, i: Instruction) -> str:
 
 @lane("isspacep")
 def is_in_space(e: Emitter, i: Instruction) -> str:
+    if space(i) == "cluster":
+        return e.assign(i, "pred", f"is_in_cluster(w, {e.read(i.args[1], 'u64')})")
     return e.assign(i, "pred", f"space_of(w, {e.read(i.args[1], 'u64')}) == Space::{space(i)}")
 
 
@@ -185,7 +193,7 @@ def atomic(e: Emitter, i: Instruction) -> str:
 def memory_fence(e: Emitter, i: Instruction) -> str:
     if i.has("proxy", "mbarrier_init"):
         return ""
-    scope = "device" if i.has("gl", "sys", "gpu") else "block"
+    scope = "device" if i.has("gl", "sys", "gpu", "cluster") else "block"
     return e.each(i, f"fence(w, l, Scope::{scope});")
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import PurePath
 
 from .inline import Function, Inliner
-from .syntax import Kernel, Parameter, Variable
+from .syntax import Clusters, Kernel, Parameter, Variable
 from .text import closing_brace, declaration, plain, signature, statements
 
 
@@ -24,7 +24,7 @@ class Module:
             most = 1 if threads else 0
             for n in re.findall(r"\d+", threads[1]) if threads else ():
                 most *= int(n)
-            kernel = Kernel(name, parameters, most)
+            kernel = Kernel(name, parameters, most, clusters(attributes))
             Inliner(self, kernel).kernel(body)
             self.kernels.append(kernel)
 
@@ -54,3 +54,13 @@ class Module:
         for statement in statements(text):
             if variable := declaration(statement):
                 self.variables.setdefault(variable.name, variable)
+
+
+def clusters(attributes: str) -> Clusters | None:
+    """The attributes of an entry that are about clusters, or None if there are none."""
+    dims = re.search(r"\.reqnctapercluster\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", attributes)
+    most, explicit = re.search(r"\.maxclusterrank\s+(\d+)", attributes), ".explicitcluster" in attributes
+    if not (dims or most or explicit):
+        return None
+    x, y, z = (int(n or 1) for n in dims.groups()) if dims else (0, 0, 0)
+    return Clusters((x, y, z), int(most[1]) if most else 0, explicit)

@@ -155,12 +155,22 @@ class Parameter:
 
 
 @dataclass
+class Clusters:
+    """What an entry says of its clusters; 0: not given."""
+
+    dims: tuple[int, int, int]  # .reqnctapercluster
+    most: int  # .maxclusterrank
+    explicit: bool  # .explicitcluster: launches must be of clusters
+
+
+@dataclass
 class Kernel:
     """An entry function with all calls inlined."""
 
     name: str
     parameters: list[Parameter]
     max_threads: int  # of .maxntid; 0: not given
+    clusters: Clusters | None = None
     registers: dict[str, str] = field(default_factory=dict)  # name -> C++ type
     items: list[Label | Instruction] = field(default_factory=list)
     jump_tables: dict[str, list[str]] = field(default_factory=dict)

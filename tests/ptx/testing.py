@@ -15,6 +15,7 @@ from .build import build, find_nvcc
 PROGRAMS = Path(__file__).parent / "programs"
 FAULT = 99  # the status of a program whose kernel did wrong
 SECONDS = 60
+ARCHITECTURES = {"clusters": "compute_90", "faults_cluster": "compute_90", "limits_cluster": "compute_90"}
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc, CUDA's compiler, was not found")
 Builder = Callable[..., Path]
@@ -31,7 +32,8 @@ def built(pytestconfig: pytest.Config) -> Builder:
     def builder(name: str, *sources: Path, defines: Sequence[str] = (), shared: bool = False) -> Path:
         output = folder / (name + ".so" if shared else name)
         files = sources or (PROGRAMS / f"{name}.cu",)
-        return build(files, output, includes=[PROGRAMS], defines=defines, shared=shared)
+        arch = ARCHITECTURES.get(name, "compute_80")
+        return build(files, output, arch=arch, includes=[PROGRAMS], defines=defines, shared=shared)
 
     return builder
 

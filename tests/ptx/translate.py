@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from . import conversions, floats, integers, memory, warp  # noqa: F401 (they fill the tables of families)
+from . import cluster, conversions, floats, integers, memory, warp  # noqa: F401 (they fill the tables of families)
 from .emit import LANE_FAMILIES, WARP_FAMILIES, Emitter
 from .parse import Module
 from .syntax import Instruction, Kernel, Label
@@ -44,8 +44,10 @@ class BasicBlock:
 
 
 def is_warp_wide(i: Instruction) -> bool:
-    """Whether all lanes must execute it together. ``bar`` is a family there for ``bar.warp.sync`` alone."""
-    return i.name in WARP_FAMILIES and (i.name != "bar" or i.has("warp"))
+    """Whether all lanes must execute it together. Of barriers: of a warp, and aligned ones of the cluster."""
+    if i.name in ("bar", "barrier"):
+        return i.has("warp") or (i.has("cluster") and i.has("aligned"))
+    return i.name in WARP_FAMILIES
 
 
 def translate(text: str, target: int = 80, registers: Mapping[str, int] | None = None) -> Translation:
@@ -158,6 +160,8 @@ class KernelTranslator:
             f"{self.machine_registers}, {k.max_threads}, {self.target}",
             "SITES",
         ]
+        if c := k.clusters:
+            fields.append(f"{{{', '.join(map(str, c.dims))}}}, {c.most}, {int(c.explicit)}")
         return (
             f"const u32 offsets[] = {{{offsets}}}, sizes[] = {{{sizes}}};\n"
             f"const Kernel kernel = {{{', '.join(fields)}}};\n"
@@ -221,7 +225,7 @@ class KernelTranslator:
             return f"at.exit({lanes}, {following});"
         if i.name == "nanosleep":
             return f"at.yield({following});"
-        return self.barrier(i, following) if i.name in ("bar", "barrier") else ""
+        return self.barrier(i, following) if i.name in ("bar", "barrier") and not i.has("cluster") else ""
 
     def barrier(self, i: Instruction, following: int) -> str:
         args, count = list(i.args), ""

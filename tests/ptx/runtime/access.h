@@ -10,7 +10,8 @@
 
 namespace ptx {
 
-enum class Space : u8 { generic, global, shared, local, parameter };
+// shared: the block's own, an offset. cluster: any block's of the cluster, as made by map_to_rank.
+enum class Space : u8 { generic, global, shared, cluster, local, parameter };
 // weak: an ordinary access; constant: ld.global.nc, for memory that nobody writes while the kernel runs.
 enum class Order : u8 { weak, constant, relaxed, acquire, release, acq_rel };
 enum class Scope : u8 { block, device };
@@ -46,8 +47,22 @@ extern bool foreign_memory;  // addresses outside of all allocations are taken a
 
 struct Spot {
   u8* at;
-  Space space;  // global, shared, local or parameter
+  Space space;  // global, shared, cluster (of another block), local or parameter
 };
+
+// An address in cluster space is an offset, with 1 + the rank of the block above it; without that it is the block's
+// own. A generic one has the window above that, where the host has no memory.
+constexpr int rank_shift = 24;
+constexpr u64 cluster_window = 0x7c00'0000'0000'0000;
+inline bool in_cluster_window(u64 address) { return address >> 32 == cluster_window >> 32; }
+
+Spot locate_in_cluster(const Warp& w, int lane, const Site& site, u64 address, u64 bytes);
+Block& other_holder(const Warp& w, Spot spot);
+
+// Whose shared memory a spot is in.
+inline Block& holder(const Warp& w, Spot spot) {
+  return spot.space == Space::cluster ? other_holder(w, spot) : *w.block;
+}
 
 inline Space space_of(const Warp& w, u64 address) {
   const Block& b = *w.block;
@@ -56,11 +71,15 @@ inline Space space_of(const Warp& w, u64 address) {
   return Space::global;
 }
 
+// Where an address outside of all allocations points: to another block's shared memory if it is generic, or nowhere.
+Spot locate_elsewhere(const Warp& w, int lane, const Site& site, Space named, u64 address, u64 bytes);
+
 // Checks bounds and alignment. An address in shared or local space is an offset, all others are host addresses.
 inline Spot locate(const Warp& w, int lane, const Site& site, Space space, u64 address, u64 bytes) {
   const Block& b = *w.block;
   if ((bytes & (bytes - 1)) == 0 && (address & (bytes - 1)))
     fault_at_address(w, lane, site, Kind::alignment, "misaligned access", address);
+  const Space named = space;
   if (space == Space::generic) {
     space = space_of(w, address);
     if (space == Space::shared) address -= reinterpret_cast<u64>(b.shared);
@@ -76,9 +95,18 @@ inline Spot locate(const Warp& w, int lane, const Site& site, Space space, u64 a
     if (address + bytes > size) fault_at_address(w, lane, site, Kind::address, "local access out of bounds", address);
     return {w.local + static_cast<u64>(lane) * size + address, space};
   }
-  if (space == Space::global && !allocations().find(address, bytes) && !foreign_memory)
-    fault_at_address(w, lane, site, Kind::address, "global access out of bounds", address);
+  if (space == Space::global && !allocations().find(address, bytes) && (!foreign_memory || in_cluster_window(address)))
+    return locate_elsewhere(w, lane, site, named, address, bytes);
   return {reinterpret_cast<u8*>(address), space};
+}
+
+// mapa, getctarank, cvta and isspacep of distributed shared memory; `generic` addresses or those of cluster space.
+u64 map_to_rank(const Warp& w, int lane, const Site& site, u64 address, u32 rank, bool generic);
+u32 rank_at(const Warp& w, int lane, const Site& site, u64 address, bool generic);
+u64 cluster_to_generic(const Warp& w, u64 address);
+u64 generic_to_cluster(const Warp& w, u64 address);
+inline bool is_in_cluster(const Warp& w, u64 address) {
+  return in_cluster_window(address) || space_of(w, address) == Space::shared;
 }
 
 // What watch.cpp does with the accesses while a check is on.
@@ -95,7 +123,7 @@ template <class T>
 inline T load(Warp& w, int lane, const Site& site, Spot spot, u32 offset, Order order = Order::weak) {
   spot.at += offset;
   T value;
-  if (watching && spot.space <= Space::shared) [[unlikely]]
+  if (watching && spot.space <= Space::cluster) [[unlikely]]
     watch_load(w, lane, site, spot, sizeof value, order, &value);
   else std::memcpy(&value, spot.at, sizeof value);
   return value;
@@ -104,7 +132,7 @@ inline T load(Warp& w, int lane, const Site& site, Spot spot, u32 offset, Order 
 template <class T>
 inline void store(Warp& w, int lane, const Site& site, Spot spot, u32 offset, T value, Order order = Order::weak) {
   spot.at += offset;
-  if (watching && spot.space <= Space::shared) [[unlikely]]
+  if (watching && spot.space <= Space::cluster) [[unlikely]]
     watch_store(w, lane, site, spot, sizeof value, order, &value);
   else std::memcpy(spot.at, &value, sizeof value);
 }
@@ -113,7 +141,7 @@ inline void store(Warp& w, int lane, const Site& site, Spot spot, u32 offset, T 
 template <class T, class F>
 inline T atomic(Warp& w, int lane, const Site& site, Spot spot, u32 offset, Order order, bool reads, F update) {
   spot.at += offset;
-  if (watching && spot.space <= Space::shared) [[unlikely]]
+  if (watching && spot.space <= Space::cluster) [[unlikely]]
     watch_atomic(w, lane, site, spot, sizeof(T), order, reads);
   const T old = read_as<T>(spot.at), next = update(old);
   std::memcpy(spot.at, &next, sizeof next);

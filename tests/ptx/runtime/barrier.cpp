@@ -13,12 +13,6 @@ bool is_aligned(const Site& site) {
   return !std::strstr(site.text, "barrier") || std::strstr(site.text, ".aligned") != nullptr;
 }
 
-u32 lanes_at(const Warp& w, u32 barrier) {
-  u32 mask = 0;
-  for (int l = 0; l < lanes; ++l) mask |= static_cast<u32>(holds(w.waiting, l) && w.barrier[l] == barrier) << l;
-  return mask;
-}
-
 u32 lanes_of(const Warp& w) {
   const u32 threads = w.block->threads - w.id * lanes;
   return threads >= lanes ? full_warp : (1u << threads) - 1;
@@ -49,12 +43,20 @@ void check_divergence(const Block& b, u32 id) {
   }
 }
 
+// Two epochs where lanes are between their arrival at the cluster's barrier and the wait: their last accesses count as
+// of the epoch after the present one, and this barrier comes after them, too.
+u32 epochs_of_barrier(const Block& b) {
+  for (const Warp& w : b.warps)
+    if (w.arrived | w.open) return 2;
+  return 1;
+}
+
 void release_if_complete(Block& b, u32 id) {
   Barrier& barrier = b.barriers[id];
   if (!barrier.arrived || barrier.arrived < (barrier.expected ? barrier.expected : b.live)) return;
   check_divergence(b, id);
   for (Warp& w : b.warps) w.waiting &= ~lanes_at(w, id);
-  ++b.epoch;
+  b.epoch += epochs_of_barrier(b);
   barrier = {.arrived = 0,
              .expected = 0,
              .counted = 0,
@@ -90,6 +92,7 @@ void leave(Warp& w, u32 mask) {
   w.live &= ~mask;
   w.block->live -= static_cast<u32>(count(mask));
   for (u32 id = 0; id < 16; ++id) release_if_complete(*w.block, id);
+  open_if_all_arrived(*w.block->cluster);
 }
 
 }  // namespace ptx

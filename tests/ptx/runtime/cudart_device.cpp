@@ -51,6 +51,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrReservedSharedMemoryPerBlock: *value = d.major >= 8 ? shared_reserved : 0; break;
     case cudaDevAttrWarpSize: *value = lanes; break;
     case cudaDevAttrCooperativeLaunch: *value = 1; break;
+    case cudaDevAttrClusterLaunch: *value = d.major >= 9; break;
     case cudaDevAttrClockRate: *value = 1'000'000; break;
     default: *value = 0;
   }
@@ -75,6 +76,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   p->reservedSharedMemPerBlock = d.major >= 8 ? shared_reserved : 0;
   p->totalGlobalMem = std::size_t{8} << 30;
   p->cooperativeLaunch = 1;
+  p->clusterLaunch = d.major >= 9;
   const int most_threads[] = {1024, 1024, 64}, most_blocks[] = {2147483647, 65535, 65535};
   std::memcpy(p->maxThreadsDim, most_threads, sizeof most_threads);
   std::memcpy(p->maxGridSize, most_blocks, sizeof most_blocks);

@@ -27,7 +27,7 @@ std::map<const void*, std::string>& names() {
   static std::map<const void*, std::string> all;
   return all;
 }
-std::map<const Kernel*, u64> opted_in;        // dynamic shared memory asked for with cudaFuncSetAttribute
+std::map<const Kernel*, OptIns> opted_in;
 thread_local std::vector<Configuration> configurations;  // of <<<>>> whose call has not come yet
 
 const Kernel* kernel_at(const void* function) {
@@ -35,21 +35,45 @@ const Kernel* kernel_at(const void* function) {
   return found == names().end() ? nullptr : kernel_named(found->second);
 }
 
-cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments, u64 shared, bool cooperative) {
-  const DeviceLock lock(device_mutex());
-  read_settings();
-  const Kernel* kernel = kernel_at(function);
-  if (!kernel) return failed(cudaErrorInvalidDeviceFunction);
-  const cudaError_t refused = refuse_launch(*kernel, grid, block, shared, opted_in[kernel], cooperative);
+// With the clusters that the kernel's source asks for.
+Shape shape_of(const Kernel& kernel, dim3 grid, dim3 block, u64 shared, bool cooperative = false) {
+  const u32* c = kernel.cluster;
+  return {grid, block, c[0] ? dim3(c[0], c[1], c[2]) : dim3(), c[0] != 0, shared, cooperative};
+}
+
+// With what the launch's attributes ask for.
+Shape shape_of(const Kernel& kernel, const cudaLaunchConfig_t& config) {
+  Shape shape = shape_of(kernel, config.gridDim, config.blockDim, config.dynamicSmemBytes);
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    const cudaLaunchAttribute& a = config.attrs[i];
+    if (a.id == cudaLaunchAttributeCooperative) shape.cooperative = a.val.cooperative;
+    const auto& c = a.val.clusterDim;
+    if (a.id != cudaLaunchAttributeClusterDimension || !(c.x && c.y && c.z)) continue;
+    shape.cluster = dim3(c.x, c.y, c.z);
+    shape.clustered = true;
+  }
+  return shape;
+}
+
+cudaError_t launch(const Kernel* kernel, const Shape& shape, void** arguments) {
+  const cudaError_t refused = refuse_launch(*kernel, shape, opted_in[kernel]);
   if (refused != cudaSuccess) return failed(refused);
-  const u32 sms = static_cast<u32>(device_limits().sms);
-  const u64 resident = u64{sms} * static_cast<u64>(blocks_per_sm(*kernel, block.x * block.y * block.z, shared));
+  const u64 resident = resident_clusters(*kernel, shape) * count_of(shape.cluster);
   try {
-    run_grid(*kernel, grid, block, arguments, shared, resident, sms);
+    run_grid(*kernel, shape, arguments, resident, static_cast<u32>(device_limits().sms));
   } catch (const Fault& fault) {
     return faulted(fault);
   }
   return cudaSuccess;
+}
+
+// `more` is what shape_of takes after the kernel.
+template <class... More>
+cudaError_t launch(const void* function, void** arguments, const More&... more) {
+  const DeviceLock lock(device_mutex());
+  read_settings();
+  const Kernel* kernel = kernel_at(function);
+  return kernel ? launch(kernel, shape_of(*kernel, more...), arguments) : failed(cudaErrorInvalidDeviceFunction);
 }
 
 const Variable* variable_at(const void* symbol) {
@@ -97,34 +121,28 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
 
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared,
                                cudaStream_t) {
-  return launch(kernel, grid, block, arguments, shared, false);
+  return launch(kernel, arguments, grid, block, shared);
 }
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, std::size_t shared,
                              cudaStream_t) {
-  return launch(function, grid, block, arguments, shared, false);
+  return launch(function, arguments, grid, block, shared);
 }
 cudaError_t cudaLaunchCooperativeKernel(const void* function, dim3 grid, dim3 block, void** arguments,
                                         std::size_t shared, cudaStream_t) {
-  return launch(function, grid, block, arguments, shared, true);
+  return launch(function, arguments, grid, block, shared, true);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
-  bool cooperative = false;
-  for (unsigned i = 0; i < config->numAttrs; ++i) {
-    const cudaLaunchAttribute& a = config->attrs[i];
-    if (a.id == cudaLaunchAttributeCooperative) cooperative = a.val.cooperative;
-    if (a.id == cudaLaunchAttributeClusterDimension && a.val.clusterDim.x * a.val.clusterDim.y * a.val.clusterDim.z > 1)
-      return failed(cudaErrorNotSupported);
-  }
-  return launch(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, cooperative);
+  return launch(function, arguments, *config);
 }
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   const Kernel* kernel = kernel_at(function);
   if (!kernel) return failed(cudaErrorInvalidDeviceFunction);
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) opted_in[kernel].large_clusters = value;
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || kernel->shared_bytes + static_cast<u32>(value) > device_limits().shared_per_block)
     return failed(cudaErrorInvalidValue);
-  opted_in[kernel] = static_cast<u64>(value);
+  opted_in[kernel].dynamic_shared = static_cast<u64>(value);
   return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
@@ -136,7 +154,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* fu
   attributes->localSizeBytes = kernel->local_bytes;
   attributes->numRegs = static_cast<int>(kernel->registers);
   attributes->ptxVersion = attributes->binaryVersion = static_cast<int>(kernel->target);
-  attributes->maxDynamicSharedSizeBytes = static_cast<int>(std::max<u64>(opted_in[kernel], shared_default));
+  attributes->maxDynamicSharedSizeBytes =
+      static_cast<int>(std::max<u64>(opted_in[kernel].dynamic_shared, shared_default));
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSuccess; }
@@ -151,6 +170,16 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function, int threads,
                                                                    std::size_t shared, unsigned) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared);
+}
+
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* function, const cudaLaunchConfig_t* config) {
+  const Kernel* kernel = kernel_at(function);
+  if (!kernel) return failed(cudaErrorInvalidDeviceFunction);
+  const Shape shape = shape_of(*kernel, *config);
+  const cudaError_t refused = refuse_launch(*kernel, shape, opted_in[kernel]);
+  if (refused != cudaSuccess) return failed(refused);
+  *clusters = static_cast<int>(resident_clusters(*kernel, shape));
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetSymbolAddress(void** address, const void* symbol) {

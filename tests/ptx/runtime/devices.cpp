@@ -70,21 +70,45 @@ int blocks_per_sm(const Kernel& kernel, u32 threads, u64 dynamic_shared) {
   return error == CUDA_OCC_SUCCESS ? result.activeBlocksPerMultiprocessor : 0;
 }
 
-cudaError_t refuse_launch(const Kernel& kernel, dim3 grid, dim3 block, u64 dynamic_shared, u64 opted_in,
-                          bool cooperative) {
+u64 resident_clusters(const Kernel& kernel, const Shape& shape) {
+  const int blocks = blocks_per_sm(kernel, static_cast<u32>(count_of(shape.block)), shape.dynamic_shared);
+  return static_cast<u64>(blocks) * static_cast<u64>(device_limits().sms) / count_of(shape.cluster);
+}
+
+namespace {
+
+cudaError_t refuse_clusters(const Kernel& kernel, const Shape& shape, const OptIns& opted_in) {
+  const dim3 grid = shape.grid, cluster = shape.cluster;
+  const u64 size = count_of(cluster);
+  if (!shape.clustered) return kernel.explicit_cluster ? cudaErrorInvalidClusterSize : cudaSuccess;
+  if (size > 1 && device_limits().major < 9) return cudaErrorNotSupported;
+  if (size > (opted_in.large_clusters ? cluster_most : cluster_portable)) return cudaErrorInvalidClusterSize;
+  if (kernel.max_cluster && size > kernel.max_cluster) return cudaErrorInvalidClusterSize;
+  const u32 dims[] = {cluster.x, cluster.y, cluster.z};
+  if (kernel.cluster[0] && !std::equal(dims, dims + 3, kernel.cluster)) return cudaErrorInvalidClusterSize;
+  const bool divides = grid.x % cluster.x == 0 && grid.y % cluster.y == 0 && grid.z % cluster.z == 0;
+  return divides ? cudaSuccess : cudaErrorInvalidClusterSize;
+}
+
+}  // namespace
+
+cudaError_t refuse_launch(const Kernel& kernel, const Shape& shape, const OptIns& opted_in) {
   const DeviceLimits& limits = device_limits();
-  const u64 blocks = u64{grid.x} * grid.y * grid.z, threads = u64{block.x} * block.y * block.z;
+  const u64 blocks = count_of(shape.grid), threads = count_of(shape.block);
   if (kernel.target > static_cast<u32>(10 * limits.major + limits.minor)) return cudaErrorNoKernelImageForDevice;
-  if (!blocks || !threads || threads > threads_per_block || block.z > 64) return cudaErrorInvalidConfiguration;
-  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
-  const u64 shared = kernel.shared_bytes + dynamic_shared;
+  if (!blocks || !threads || threads > threads_per_block || shape.block.z > 64) return cudaErrorInvalidConfiguration;
+  if (shape.grid.x > 0x7fffffffu || shape.grid.y > 65535 || shape.grid.z > 65535) return cudaErrorInvalidConfiguration;
+  const cudaError_t refused = refuse_clusters(kernel, shape, opted_in);
+  if (refused != cudaSuccess) return refused;
+  const u64 shared = kernel.shared_bytes + shape.dynamic_shared;
   if (shared > limits.shared_per_block) return cudaErrorInvalidValue;
-  if (shared > shared_default && dynamic_shared > opted_in) return cudaErrorInvalidValue;
+  if (shared > shared_default && shape.dynamic_shared > opted_in.dynamic_shared) return cudaErrorInvalidValue;
   if (kernel.max_threads && threads > kernel.max_threads) return cudaErrorLaunchOutOfResources;
-  const int resident = blocks_per_sm(kernel, static_cast<u32>(threads), dynamic_shared);
-  if (!resident) return cudaErrorLaunchOutOfResources;  // too many registers
-  if (cooperative && blocks > static_cast<u64>(resident) * static_cast<u64>(limits.sms))
-    return cudaErrorCooperativeLaunchTooLarge;
+  if (!blocks_per_sm(kernel, static_cast<u32>(threads), shape.dynamic_shared))
+    return cudaErrorLaunchOutOfResources;  // too many registers
+  const u64 resident = resident_clusters(kernel, shape);
+  if (!resident) return cudaErrorInvalidClusterSize;
+  if (shape.cooperative && blocks / count_of(shape.cluster) > resident) return cudaErrorCooperativeLaunchTooLarge;
   return cudaSuccess;
 }
 

@@ -15,6 +15,11 @@ Cell& Shadow::at(u64 address) {
   return (*last_)[address % page];
 }
 
+void Shadow::for_each(const std::function<void(u64 address, const Cell& cell)>& visit) const {
+  for (const auto& [number, cells] : pages_)
+    for (u64 i = 0; i < page; ++i) visit(number * page + i, (*cells)[i]);
+}
+
 namespace {
 
 // All that `earlier` stands for happened before the access `now`, which is the present one.
@@ -22,7 +27,7 @@ bool ordered(const Warp& w, const Access& earlier, const Access& now) {
   const OrderOfBlock& order = *w.block->order;
   const bool one = !earlier.several && !earlier.many;
   if (earlier.block == now.block) {
-    if (earlier.epoch < now.epoch) return true;
+    if (earlier.epoch + now.waits < now.epoch) return true;
     if (one && earlier.thread == now.thread) return true;
     if (!earlier.many && earlier.thread / lanes == now.thread / lanes && earlier.warp_epoch != now.warp_epoch)
       return true;
@@ -82,7 +87,8 @@ void add_read(Cell& cell, const Access& now, const Warp& w) {
 void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address, u32 bytes, Does does, bool strong) {
   const Block& b = *w.block;
   Access now;
-  now.epoch = b.epoch;
+  now.epoch = epoch_of(w, lane);
+  now.waits = holds(w.arrived | w.open, lane);
   now.block = b.index;
   now.site = static_cast<u32>(&site - b.grid->kernel->sites);
   now.thread = w.id * lanes + static_cast<u32>(lane);
@@ -106,6 +112,26 @@ void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address
     cell.read = {};
     cell.reads_by_others.reset();
   }
+}
+
+void check_end(const Shadow& shared, const Block& b) {
+  shared.for_each([&](u64 address, const Cell& cell) {
+    const auto check = [&](const Access& a, const char* does) {
+      const Knowledge& known = b.order->known;
+      const bool one = !a.several && !a.many;
+      if (!a.epoch || a.block == b.index || known.all_of(a.block, a.epoch)) return;
+      if (one && known.one_of(a.block, a.thread, a.epoch)) return;
+      const std::string who = whereabouts(*b.grid, a.block, a.thread, b.grid->kernel->sites[a.site]);
+      char text[96];
+      std::snprintf(text, sizeof text, "\n  a %s at address 0x%llx, not ordered before the end of block %u", does,
+                    static_cast<unsigned long long>(address - reinterpret_cast<u64>(b.shared)), b.index);
+      throw Fault{Kind::launch, "access to the shared memory of a block that may have exited, by " + who + text};
+    };
+    check(cell.write, "write");
+    check(cell.read, "read");
+    if (cell.reads_by_others)
+      for (const Access& read : *cell.reads_by_others) check(read, "read");
+  });
 }
 
 }  // namespace ptx

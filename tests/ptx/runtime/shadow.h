@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -20,7 +21,8 @@ struct Access {
   u32 pending : 1 = 0;  // a copy that cp.async has begun
   u32 several : 1 = 0;  // reads by more lanes of the thread's warp, too,
   u32 many : 1 = 0;     // and by more warps of the block
-  u32 warp_epoch : 18 = 0;
+  u32 waits : 1 = 0;  // the thread has arrived at the cluster's barrier, and does not see yet what the barrier orders
+  u32 warp_epoch : 17 = 0;
 };
 
 struct Cell {
@@ -31,6 +33,7 @@ struct Cell {
 // The cells of one address space, by host address.
 struct Shadow {
   Cell& at(u64 address);
+  void for_each(const std::function<void(u64 address, const Cell& cell)>& visit) const;
 
  private:
   static constexpr u64 page = 1024;
@@ -44,5 +47,8 @@ enum class Does : u8 { read, read_constant, write, begin_copy, end_copy };
 
 // Records an access, after a fault if it races with an earlier one.
 void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address, u32 bytes, Does does, bool strong);
+
+// With a block goes its shared memory: a fault if an access by another block has not happened before.
+void check_end(const Shadow& shared, const Block& block);
 
 }  // namespace ptx

@@ -16,7 +16,9 @@ constexpr int lanes = 32;
 constexpr u32 full_warp = 0xffffffffu;
 
 struct Block;
+struct Cluster;
 struct OrderOfBlock;  // what is known about the order of accesses: order.h
+struct OrderOfCluster;
 struct StoreBuffer;   // stores that other blocks do not see yet: weak.h
 struct Shadow;        // who accessed a block's shared memory: shadow.h
 
@@ -39,7 +41,9 @@ struct Warp {
   Block* block;
   u32 id;
   u32 live;     // lanes that have not exited
-  u32 waiting;  // lanes at a block barrier
+  u32 waiting;  // lanes at a block barrier, or at the cluster's
+  u32 arrived;  // lanes that have arrived at the cluster's barrier, while others have not,
+  u32 open;     // and those that may pass it: all have arrived
   u32 parked;   // lanes at a warp-wide instruction whose mates have not come,
   const Site* parked_site;  // and which that was last: its instruction,
   int parked_pc;            // its basic block
@@ -64,6 +68,8 @@ struct Kernel {
   u32 max_threads;  // of __launch_bounds__; 0: not given
   u32 target;       // compute capability that the PTX is for: 80
   const Site* sites;
+  // Of __cluster_dims__ and __launch_bounds__, 0 where not given; and whether launches must be of clusters.
+  u32 cluster[3], max_cluster, explicit_cluster;
 };
 
 struct Grid {
@@ -73,6 +79,7 @@ struct Grid {
   u64 workspace;  // of cooperative groups, found through envreg1 and envreg2
   u64 id;
   u32 sms;
+  u32 cluster[3], explicit_cluster;  // blocks of a cluster; 1, 1, 1 also in a launch without clusters
 };
 
 struct Barrier {
@@ -85,17 +92,27 @@ struct Barrier {
 
 struct Block {
   Grid* grid;
-  u32 ctaid[3], index;
+  Cluster* cluster;
+  u32 ctaid[3], index, rank;  // rank: in the cluster
   u8* shared;
   u32 shared_bytes;
   u32 threads, live;
-  u32 epoch;  // 1 + how many block barriers have completed
+  bool ended;
+  u32 epoch;  // 1 + how many barriers of the block and of the cluster have completed
   Barrier barriers[16];
   std::vector<Warp> warps;
   std::vector<u8> shared_written;
   std::shared_ptr<Shadow> shadow;
   std::shared_ptr<OrderOfBlock> order;
   std::shared_ptr<StoreBuffer> buffer;
+};
+
+// Blocks that run at the same time, and that see each other's shared memory. Without clusters each block is one.
+struct Cluster {
+  std::vector<Block*> blocks;  // by rank
+  u32 running;                 // blocks that have not ended
+  bool arriving;               // some thread has arrived at the barrier, others have not
+  std::shared_ptr<OrderOfCluster> order;
 };
 
 extern u64 executed;  // thread instructions, by all
@@ -115,8 +132,23 @@ inline void set_pc(Warp& w, u32 mask, int pc) {
     if (holds(mask, l)) w.pc[l] = pc;
 }
 
+constexpr u8 cluster_barrier = 16;  // after the numbers of a block's barriers
+
+inline u32 lanes_at(const Warp& w, u32 barrier) {
+  u32 mask = 0;
+  for (int l = 0; l < lanes; ++l) mask |= static_cast<u32>(holds(w.waiting, l) && w.barrier[l] == barrier) << l;
+  return mask;
+}
+
+// The epoch of a lane's accesses. Those between its arrival at the cluster's barrier and the wait belong to what comes
+// after the barrier: the arrival does not release them.
+inline u32 epoch_of(const Warp& w, int lane) { return w.block->epoch + holds(w.arrived, lane); }
+
 void arrive(Warp& w, u32 mask, u32 barrier, u32 expected, bool waits, const Site& site);
 void leave(Warp& w, u32 mask);
+void arrive_at_cluster(Warp& w, u32 mask, bool releases, const Site& site);
+void wait_for_cluster(Warp& w, u32 mask, const Site& site);
+void open_if_all_arrived(Cluster& cluster);
 [[noreturn]] void not_named(const Warp& w, int lane, const Site& site);
 
 // The lanes that execute now, and where.

@@ -27,7 +27,7 @@ u32 thread_of(const Warp& w, int lane) { return w.id * lanes + static_cast<u32>(
 
 // The flags of the bytes at `at`, or null where all counts as written.
 u8* written_flags(Block& b, Spot spot, u32 bytes) {
-  if (spot.space == Space::shared)
+  if (spot.space != Space::global)
     return b.shared_written.empty() ? nullptr : &b.shared_written[static_cast<u64>(spot.at - b.shared)];
   Allocation* a = allocations().find(reinterpret_cast<u64>(spot.at), bytes);
   return a && !a->written.empty() ? &a->written[reinterpret_cast<u64>(spot.at) - a->begin] : nullptr;
@@ -35,27 +35,35 @@ u8* written_flags(Block& b, Spot spot, u32 bytes) {
 
 void check_written(Warp& w, int lane, const Site& site, Spot spot, u32 bytes) {
   if (!settings().unwritten) return;
-  const u8* flags = written_flags(*w.block, spot, bytes);
+  Block& b = holder(w, spot);
+  const u8* flags = written_flags(b, spot, bytes);
   if (!flags || std::all_of(flags, flags + bytes, [](u8 f) { return f; })) return;
-  const bool shared = spot.space == Space::shared;
+  const bool shared = spot.space != Space::global;
   fault_at_address(w, lane, site, Kind::launch,
                    shared ? "read of unwritten shared memory" : "read of unwritten global memory",
-                   shared ? static_cast<u64>(spot.at - w.block->shared) : reinterpret_cast<u64>(spot.at));
+                   shared ? static_cast<u64>(spot.at - b.shared) : reinterpret_cast<u64>(spot.at));
 }
 
 void note_written(Warp& w, Spot spot, u32 bytes) {
   if (!settings().unwritten) return;
-  if (u8* flags = written_flags(*w.block, spot, bytes)) std::fill_n(flags, bytes, 1);
+  if (u8* flags = written_flags(holder(w, spot), spot, bytes)) std::fill_n(flags, bytes, 1);
+}
+
+// What a thread knows of a block includes that it has started.
+void check_started(Warp& w, int lane, const Site& site, Spot spot) {
+  if (!w.block->order->knows_all_of(thread_of(w, lane), holder(w, spot).index, 0))
+    fault(w, lane, site, Kind::launch, "access to the shared memory of a block that may not have started");
 }
 
 void check(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Does does, bool strong) {
   if (!settings().race) return;
-  Shadow& shadow = spot.space == Space::shared ? *w.block->shadow : current->global;
+  if (spot.space == Space::cluster) check_started(w, lane, site, spot);
+  Shadow& shadow = spot.space == Space::global ? current->global : *holder(w, spot).shadow;
   check_race(shadow, w, lane, site, reinterpret_cast<u64>(spot.at), bytes, does, strong);
 }
 
 std::unordered_map<u64, Release>& releases_of(Warp& w, Spot spot) {
-  return spot.space == Space::shared ? w.block->order->shared_releases : current->releases;
+  return spot.space == Space::global ? current->releases : holder(w, spot).order->shared_releases;
 }
 
 void observe(Warp& w, int lane, Spot spot, Order order) {
@@ -73,7 +81,7 @@ void publish(Warp& w, int lane, Spot spot, Order order) {
 }
 
 StoreBuffer* buffer_for(Warp& w, Spot spot) {
-  return settings().weak && spot.space == Space::global ? w.block->buffer.get() : nullptr;
+  return settings().weak && spot.space != Space::shared ? w.block->buffer.get() : nullptr;
 }
 
 }  // namespace
@@ -93,11 +101,33 @@ void watch_block_start(Block& b) {
   b.shadow = std::make_shared<Shadow>();
   b.order = std::make_shared<OrderOfBlock>();
   b.buffer = std::make_shared<StoreBuffer>();
+  if (b.rank == 0) b.cluster->order = std::make_shared<OrderOfCluster>();
 }
 
-void watch_block_end(Block& b) { current->finished.push_back(b.buffer); }
+void watch_block_end(Block& b) {
+  current->finished.push_back(b.buffer);
+  if (b.cluster->blocks.size() == 1) return;
+  b.buffer->flush_all();  // also to shared memory, which the next cluster will have
+  if (!settings().race) return;
+  b.order->barrier();
+  check_end(*b.shadow, b);
+}
 
 void watch_barrier(Block& b) { b.order->barrier(); }
+
+void watch_cluster_arrive(Warp& w, u32 mask, bool releases) {
+  if (settings().race) w.block->order->arrive(*w.block, w.id * lanes, mask, releases, *w.block->cluster->order);
+  for (int l = 0; settings().weak && releases && l < lanes; ++l)
+    if (holds(mask, l)) w.block->buffer->fence(thread_of(w, l), w.block->epoch);
+}
+
+void watch_cluster_open(Cluster& cluster) {
+  if (settings().race) cluster.order->open(cluster);
+}
+
+void watch_cluster_wait(Warp& w, u32 mask) {
+  if (settings().race) w.block->order->join(w.id * lanes, mask, w.block->cluster->order->open_to_all);
+}
 
 void watch_load(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, void* value) {
   check_written(w, lane, site, spot, bytes);

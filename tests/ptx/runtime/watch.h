@@ -12,5 +12,8 @@ struct WatchLaunch {
 void watch_block_start(Block& block);
 void watch_block_end(Block& block);
 void watch_barrier(Block& block);  // all threads of the block have met
+void watch_cluster_arrive(Warp& w, u32 mask, bool releases);
+void watch_cluster_open(Cluster& cluster);  // all its threads have arrived
+void watch_cluster_wait(Warp& w, u32 mask);
 
 }  // namespace ptx
