@@ -23,6 +23,7 @@ SOUND = [
     "halves",
     "integers",
     "lstm",
+    "mbarriers",
     "pipeline",
     "reductions",
     "tiles",
@@ -30,7 +31,15 @@ SOUND = [
 
 
 def test_every_program_is_tested() -> None:
-    others = {"faults_cluster", "faults_memory", "faults_race", "library", "limits", "limits_cluster"}
+    others = {
+        "faults_cluster",
+        "faults_mbarrier",
+        "faults_memory",
+        "faults_race",
+        "library",
+        "limits",
+        "limits_cluster",
+    }
     assert {p.stem for p in PROGRAMS.glob("*.cu")} == others | set(SOUND)
 
 
@@ -98,10 +107,11 @@ def test_an_unknown_instruction_is_a_warning_and_a_fault_where_it_is_reached(bui
     source = tmp_path / "unknown.cu"
     source.write_text(
         '#include "check.h"\n'
-        '__global__ void k(int n) { if (n > 1) asm volatile("mbarrier.inval.shared.b64 [%0];" ::"r"(n)); }\n'
+        '__global__ void k(int n) { if (n > 1) asm volatile("{ .reg .b64 a; mov.b64 a, 0;"'
+        ' "mbarrier.pending_count.b64 %0, a; }" : "+r"(n)); }\n'
         "int main(int n, char**) { k<<<1, 1>>>(n); CHECK(cudaGetLastError()); }\n"
     )
-    with pytest.warns(UserWarning, match=r"unsupported: .*mbarrier.inval"):
+    with pytest.warns(UserWarning, match=r"unsupported: .*mbarrier.pending_count"):
         program = built("unknown", source)
     assert run(program).returncode == 0
     reached = run(program, "more")

@@ -79,6 +79,24 @@ FAULTS += [
     ("faults_cluster", "twice", "", "second arrival at the cluster barrier without a wait between, by thread (0,0,0)"),
     ("faults_cluster", "no_arrival", "", "wait at the cluster barrier without an arrival, by thread (5,0,0)"),
 ]
+FAULTS += [
+    ("faults_mbarrier", "uninitialised", "", "mbarrier that is not initialised (address 0x0), by thread (0,0,0)"),
+    ("faults_mbarrier", "unordered", "race", "not ordered after the write by thread (31,0,0) of warp 0"),
+    ("faults_mbarrier", "no_arrivals", "", "mbarrier for 0 arrivals, by thread (0,0,0)"),
+    ("faults_mbarrier", "too_many", "", "3 arrivals at an mbarrier that lacks 2, by thread (0,0,0)"),
+    ("faults_mbarrier", "again", "", "mbarrier initialised again without mbarrier.inval (address 0x0), by thread (0,"),
+    (
+        "faults_mbarrier",
+        "old_phase",
+        "",
+        "test of an mbarrier's phase that is neither the present one nor the last, by",
+    ),
+    ("faults_mbarrier", "missing", "", "no end after"),
+    ("faults_mbarrier", "reads_early", "race", "data race at address"),
+    ("faults_mbarrier", "overwrites", "race", "data race at address"),
+    ("faults_mbarrier", "relaxed", "race", "data race at address"),
+    ("faults_mbarrier", "after_the_end", "race", "access to the shared memory of a block that"),
+]
 LIMIT = 2_000_000  # thread instructions: far above what the sound twins take
 
 

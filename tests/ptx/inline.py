@@ -147,6 +147,8 @@ class Inliner:
             emit(("barrier_result", kind), [result, args[0]])
         else:
             emit(op, [self.operand(a, scopes) for a in split(rest)])
+            if op[:2] == ("mbarrier", "try_wait"):
+                emit(("nanosleep",), [])  # the others' turn
 
     def call(
         self, text: str, scopes: Scopes, emit: Callable[[tuple[str, ...], list[Operand]], None], depth: int

@@ -191,7 +191,7 @@ def atomic(e: Emitter, i: Instruction) -> str:
 
 @lane("membar", "fence")
 def memory_fence(e: Emitter, i: Instruction) -> str:
-    if i.has("proxy", "mbarrier_init"):
+    if i.has("proxy"):
         return ""
     scope = "device" if i.has("gl", "sys", "gpu", "cluster") else "block"
     return e.each(i, f"fence(w, l, Scope::{scope});")

@@ -15,7 +15,8 @@ from .build import build, find_nvcc
 PROGRAMS = Path(__file__).parent / "programs"
 FAULT = 99  # the status of a program whose kernel did wrong
 SECONDS = 60
-ARCHITECTURES = {"clusters": "compute_90", "faults_cluster": "compute_90", "limits_cluster": "compute_90"}
+NEWER = ("clusters", "faults_cluster", "faults_mbarrier", "limits_cluster", "mbarriers")
+ARCHITECTURES = dict.fromkeys(NEWER, "compute_90")
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc, CUDA's compiler, was not found")
 Builder = Callable[..., Path]

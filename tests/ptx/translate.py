@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from . import cluster, conversions, floats, integers, memory, warp  # noqa: F401 (they fill the tables of families)
+from . import cluster, conversions, floats, integers, mbarrier, memory, warp  # noqa: F401 (they fill the tables of families)
 from .emit import LANE_FAMILIES, WARP_FAMILIES, Emitter
 from .parse import Module
 from .syntax import Instruction, Kernel, Label

@@ -160,6 +160,19 @@ inline void sync_warp(Warp& w, u32 mask) {
     watch_sync_warp(w, mask);
 }
 
+// mbarrier. An arrival returns the phase that it is in; a test is whether that phase, or the last one of a parity, has
+// completed.
+struct Arrival {
+  u32 count;
+  s64 bytes;  // of copies that the phase is to wait for
+  bool completes, releases;
+};
+void mbarrier_init(Warp& w, int lane, const Site& site, Spot spot, u32 count);
+void mbarrier_inval(Warp& w, int lane, const Site& site, Spot spot);
+u64 mbarrier_arrive(Warp& w, int lane, const Site& site, Spot spot, Arrival arrival);
+bool mbarrier_test(Warp& w, int lane, const Site& site, Spot spot, u64 phase, bool acquires);
+bool mbarrier_test_parity(Warp& w, int lane, const Site& site, Spot spot, u32 parity, bool acquires);
+
 // cp.async. All of a copy's bytes are checked where it is issued.
 void issue_copy(Warp& w, int lane, const Site& site, u64 to, u64 from, u32 bytes, u32 filled);
 void commit_copies(Warp& w, int lane);

@@ -56,7 +56,7 @@ void release_if_complete(Block& b, u32 id) {
   if (!barrier.arrived || barrier.arrived < (barrier.expected ? barrier.expected : b.live)) return;
   check_divergence(b, id);
   for (Warp& w : b.warps) w.waiting &= ~lanes_at(w, id);
-  b.epoch += epochs_of_barrier(b);
+  b.ordered = b.epoch += epochs_of_barrier(b);
   barrier = {.arrived = 0,
              .expected = 0,
              .counted = 0,

@@ -103,7 +103,7 @@ void open_if_all_arrived(Cluster& cluster) {
   cluster.arriving = false;
   if (watching) watch_cluster_open(cluster);
   for (Block* b : cluster.blocks) {
-    ++b->epoch;
+    b->ordered = ++b->epoch;
     for (Warp& w : b->warps) {
       const u32 passes = lanes_at(w, cluster_barrier);
       w.open = w.live & w.arrived & ~passes;

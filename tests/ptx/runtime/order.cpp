@@ -116,26 +116,20 @@ void OrderOfBlock::sync_warp(u32 first_thread, u32 mask) {
     if (holds(mask, l)) threads[first_thread + l].join(all);
 }
 
-void OrderOfBlock::arrive(const Block& b, u32 first_thread, u32 mask, bool releases, OrderOfCluster& cluster) {
+void OrderOfBlock::arrive(const Block& b, u32 first_thread, u32 mask, bool releases, Knowledge& arriving) {
   const auto released = [&](const Ordering& o) -> const Knowledge& {
     return releases ? o.known : o.fenced[index(Scope::device)];
   };
-  cluster.arriving.join(released(*this));
-  if (releases) cluster.arriving.below[b.index] = b.epoch + 1;
+  arriving.join(released(*this));
+  if (releases) arriving.below[b.index] = b.epoch + 1;
   for (u32 l = 0; l < lanes; ++l)
     if (const auto t = threads.find(first_thread + l); holds(mask, l) && t != threads.end())
-      cluster.arriving.join(released(t->second));
+      arriving.join(released(t->second));
 }
 
 void OrderOfBlock::join(u32 first_thread, u32 mask, const Knowledge& other) {
   for (u32 l = 0; l < lanes; ++l)
     if (holds(mask, l)) threads[first_thread + l].known.join(other);
-}
-
-void OrderOfCluster::open(const Cluster& cluster) {
-  open_to_all = std::move(arriving);
-  arriving = {};
-  for (const Block* b : cluster.blocks) open_to_all.below.try_emplace(b->index, 1);  // it has started
 }
 
 bool OrderOfBlock::knows(u32 thread, u32 other_block, u32 other_thread, u32 epoch) const {

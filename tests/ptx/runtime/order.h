@@ -7,6 +7,7 @@
 //   - a fence covers all that its thread did since the last block barrier, also what came after the fence;
 //   - a fence of one thread counts for strong writes of others of its block after a block barrier;
 //   - a strong read sees all releases at its address, not only the one whose value it got;
+//   - an arrival at an mbarrier releases all that its block did before, and mbarriers know no scope;
 //   - a fence, release or acquire for the cluster is one for the device;
 //   - the cluster's barrier orders all threads of a block even if they arrive relaxed, and its other blocks' threads
 //     with all of a block if one of that block's threads arrives with release.
@@ -50,11 +51,10 @@ struct OrderOfThread : Ordering {
   std::unordered_map<u64, u64> seen;  // address -> version of the release there
 };
 
-// What the threads that pass the cluster's barrier know.
-struct OrderOfCluster {
-  Knowledge arriving, open_to_all;  // from those that have arrived by now, and from all of the last time
-
-  void open(const Cluster& cluster);
+// Of the cluster's barrier or an mbarrier: what those know that have arrived in the present phase, and what a wait
+// for the last one acquires.
+struct OrderOfPhase {
+  Knowledge arriving, completed;
 };
 
 struct OrderOfBlock : Ordering {
@@ -68,7 +68,7 @@ struct OrderOfBlock : Ordering {
   void publish(const Block& b, u32 thread, u64 address, std::unordered_map<u64, Release>& releases);
   void barrier();                               // all threads know what each one knew
   void sync_warp(u32 first_thread, u32 mask);  // so do these
-  void arrive(const Block& b, u32 first_thread, u32 mask, bool releases, OrderOfCluster& cluster);
+  void arrive(const Block& b, u32 first_thread, u32 mask, bool releases, Knowledge& arriving);
   void join(u32 first_thread, u32 mask, const Knowledge& other);
   using Ordering::join;
   bool knows(u32 thread, u32 other_block, u32 other_thread, u32 epoch) const;

@@ -70,7 +70,8 @@ void start(Block& block, u32 index) {
   block.ctaid[2] = index / n[0] / n[1];
   block.live = block.threads;
   block.ended = false;
-  block.epoch = 1;
+  block.epoch = block.ordered = 1;
+  block.mbarriers.clear();
   std::fill(std::begin(block.barriers), std::end(block.barriers), Barrier{});
   std::memset(block.shared, never_written, block.shared_bytes);
   for (u32 k = 0; k < block.warps.size(); ++k) {

@@ -27,7 +27,7 @@ bool ordered(const Warp& w, const Access& earlier, const Access& now) {
   const OrderOfBlock& order = *w.block->order;
   const bool one = !earlier.several && !earlier.many;
   if (earlier.block == now.block) {
-    if (earlier.epoch + now.waits < now.epoch) return true;
+    if (earlier.epoch + now.waits < w.block->ordered) return true;
     if (one && earlier.thread == now.thread) return true;
     if (!earlier.many && earlier.thread / lanes == now.thread / lanes && earlier.warp_epoch != now.warp_epoch)
       return true;
@@ -88,7 +88,7 @@ void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address
   const Block& b = *w.block;
   Access now;
   now.epoch = epoch_of(w, lane);
-  now.waits = holds(w.arrived | w.open, lane);
+  now.waits = holds(w.open, lane);
   now.block = b.index;
   now.site = static_cast<u32>(&site - b.grid->kernel->sites);
   now.thread = w.id * lanes + static_cast<u32>(lane);

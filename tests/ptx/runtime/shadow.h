@@ -21,7 +21,7 @@ struct Access {
   u32 pending : 1 = 0;  // a copy that cp.async has begun
   u32 several : 1 = 0;  // reads by more lanes of the thread's warp, too,
   u32 many : 1 = 0;     // and by more warps of the block
-  u32 waits : 1 = 0;  // the thread has arrived at the cluster's barrier, and does not see yet what the barrier orders
+  u32 waits : 1 = 0;  // the cluster's barrier is open, and the thread has not yet waited for it
   u32 warp_epoch : 17 = 0;
 };
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "scalars.h"
@@ -18,7 +19,7 @@ constexpr u32 full_warp = 0xffffffffu;
 struct Block;
 struct Cluster;
 struct OrderOfBlock;  // what is known about the order of accesses: order.h
-struct OrderOfCluster;
+struct OrderOfPhase;
 struct StoreBuffer;   // stores that other blocks do not see yet: weak.h
 struct Shadow;        // who accessed a block's shared memory: shadow.h
 
@@ -90,6 +91,14 @@ struct Barrier {
   u32 first;              // and who that was
 };
 
+// An mbarrier object in shared memory.
+struct Mbarrier {
+  u32 expected, pending;  // arrivals: of a phase, and those that the present one still lacks
+  s64 bytes;              // of copies that the present phase still lacks (tx-count)
+  u64 phase;              // how many have completed
+  std::shared_ptr<OrderOfPhase> order;
+};
+
 struct Block {
   Grid* grid;
   Cluster* cluster;
@@ -98,9 +107,11 @@ struct Block {
   u32 shared_bytes;
   u32 threads, live;
   bool ended;
-  u32 epoch;  // 1 + how many barriers of the block and of the cluster have completed
+  u32 epoch;    // 1 + how many barriers of the block and of the cluster have completed, and arrivals at mbarriers
+  u32 ordered;  // what was done in earlier epochs than this happened before: such a barrier came between
   Barrier barriers[16];
   std::vector<Warp> warps;
+  std::unordered_map<u64, Mbarrier> mbarriers;  // by their offset in shared memory
   std::vector<u8> shared_written;
   std::shared_ptr<Shadow> shadow;
   std::shared_ptr<OrderOfBlock> order;
@@ -112,7 +123,7 @@ struct Cluster {
   std::vector<Block*> blocks;  // by rank
   u32 running;                 // blocks that have not ended
   bool arriving;               // some thread has arrived at the barrier, others have not
-  std::shared_ptr<OrderOfCluster> order;
+  std::shared_ptr<OrderOfPhase> order;
 };
 
 extern u64 executed;  // thread instructions, by all

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "order.h"
 #include "settings.h"
@@ -101,7 +102,7 @@ void watch_block_start(Block& b) {
   b.shadow = std::make_shared<Shadow>();
   b.order = std::make_shared<OrderOfBlock>();
   b.buffer = std::make_shared<StoreBuffer>();
-  if (b.rank == 0) b.cluster->order = std::make_shared<OrderOfCluster>();
+  if (b.rank == 0) b.cluster->order = std::make_shared<OrderOfPhase>();
 }
 
 void watch_block_end(Block& b) {
@@ -116,17 +117,45 @@ void watch_block_end(Block& b) {
 void watch_barrier(Block& b) { b.order->barrier(); }
 
 void watch_cluster_arrive(Warp& w, u32 mask, bool releases) {
-  if (settings().race) w.block->order->arrive(*w.block, w.id * lanes, mask, releases, *w.block->cluster->order);
+  if (settings().race)
+    w.block->order->arrive(*w.block, w.id * lanes, mask, releases, w.block->cluster->order->arriving);
   for (int l = 0; settings().weak && releases && l < lanes; ++l)
     if (holds(mask, l)) w.block->buffer->fence(thread_of(w, l), w.block->epoch);
 }
 
 void watch_cluster_open(Cluster& cluster) {
-  if (settings().race) cluster.order->open(cluster);
+  if (!settings().race) return;
+  OrderOfPhase& order = *cluster.order;
+  order.completed = std::exchange(order.arriving, {});
+  for (const Block* b : cluster.blocks) order.completed.below.try_emplace(b->index, 1);  // it has started
 }
 
 void watch_cluster_wait(Warp& w, u32 mask) {
-  if (settings().race) w.block->order->join(w.id * lanes, mask, w.block->cluster->order->open_to_all);
+  if (settings().race) w.block->order->join(w.id * lanes, mask, w.block->cluster->order->completed);
+}
+
+void watch_mbarrier_set(Warp& w, int lane, const Site& site, Spot spot) {
+  check(w, lane, site, spot, sizeof(u64), Does::write, false);
+  note_written(w, spot, sizeof(u64));
+}
+
+void watch_mbarrier_arrive(Warp& w, int lane, const Site& site, Spot spot, Mbarrier& m, bool releases) {
+  if (settings().weak && releases) w.block->buffer->fence(thread_of(w, lane), w.block->epoch);
+  if (!settings().race) return;
+  check(w, lane, site, spot, sizeof(u64), Does::write, true);
+  if (!m.order) m.order = std::make_shared<OrderOfPhase>();
+  w.block->order->arrive(*w.block, w.id * lanes, 1u << lane, releases, m.order->arriving);
+  if (releases) ++w.block->epoch;  // so that what comes now is not released
+}
+
+void watch_mbarrier_complete(Mbarrier& m) {
+  if (m.order) m.order->completed.join(std::exchange(m.order->arriving, {}));
+}
+
+void watch_mbarrier_test(Warp& w, int lane, const Site& site, Spot spot, const Mbarrier& m, bool acquires) {
+  if (!settings().race) return;
+  check(w, lane, site, spot, sizeof(u64), Does::read, true);
+  if (m.order && acquires) w.block->order->join(w.id * lanes, 1u << lane, m.order->completed);
 }
 
 void watch_load(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, void* value) {

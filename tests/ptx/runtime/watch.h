@@ -15,5 +15,9 @@ void watch_barrier(Block& block);  // all threads of the block have met
 void watch_cluster_arrive(Warp& w, u32 mask, bool releases);
 void watch_cluster_open(Cluster& cluster);  // all its threads have arrived
 void watch_cluster_wait(Warp& w, u32 mask);
+void watch_mbarrier_set(Warp& w, int lane, const Site& site, Spot spot);  // by init and inval
+void watch_mbarrier_arrive(Warp& w, int lane, const Site& site, Spot spot, Mbarrier& m, bool releases);
+void watch_mbarrier_complete(Mbarrier& m);
+void watch_mbarrier_test(Warp& w, int lane, const Site& site, Spot spot, const Mbarrier& m, bool acquires);
 
 }  // namespace ptx
