@@ -17,12 +17,14 @@ SOUND = [
     "arithmetic",
     "atomics",
     "barriers",
+    "bulk",
     "clusters",
     "control",
     "fragments",
     "halves",
     "integers",
     "lstm",
+    "matrices",
     "mbarriers",
     "pipeline",
     "reductions",
@@ -32,6 +34,7 @@ SOUND = [
 
 def test_every_program_is_tested() -> None:
     others = {
+        "faults_bulk",
         "faults_cluster",
         "faults_mbarrier",
         "faults_memory",

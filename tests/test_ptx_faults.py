@@ -97,6 +97,16 @@ FAULTS += [
     ("faults_mbarrier", "relaxed", "race", "data race at address"),
     ("faults_mbarrier", "after_the_end", "race", "access to the shared memory of a block that"),
 ]
+FAULTS += [
+    ("faults_bulk", "size", "", "bulk copy of 124 bytes, not a multiple of 16, by thread (0,0,0)"),
+    ("faults_bulk", "alignment", "", "misaligned access"),
+    ("faults_bulk", "global_bounds", "", "global access out of bounds"),
+    ("faults_bulk", "shared_bounds", "", "shared access out of bounds (address 0x120), by thread (0,0,0)"),
+    ("faults_bulk", "no_wait", "race", "not ordered after the cp.async, which has not been waited for"),
+    ("faults_bulk", "no_wait", "unwritten", "read of unwritten shared memory"),
+    ("faults_bulk", "not_expected", "race", "not ordered after the cp.async, which has not been waited for"),
+    ("faults_bulk", "not_expected", "unwritten", "read of unwritten shared memory"),
+]
 LIMIT = 2_000_000  # thread instructions: far above what the sound twins take
 
 

@@ -204,8 +204,10 @@ def hint(_e: Emitter, _i: Instruction) -> str:
 
 @lane("cp")
 def asynchronous_copy(e: Emitter, i: Instruction) -> str:
-    if i.op[1] != "async" or i.has("bulk", "mbarrier"):
+    if i.op[1] != "async" or i.has("mbarrier"):
         raise Unsupported(i.text)
+    if i.has("bulk"):
+        return bulk_copy(e, i)
     if i.has("commit_group"):
         return e.each(i, "commit_copies(w, l);")
     if i.has("wait_group"):
@@ -216,3 +218,23 @@ def asynchronous_copy(e: Emitter, i: Instruction) -> str:
     filled = e.read(i.args[3], "u32") if len(i.args) > 3 else f"{constant(bytes_)}u"
     arguments = f"{address(e, to)}, {address(e, source)}, {constant(bytes_)}, {filled}"
     return e.each(i, f"issue_copy(w, l, {e.site(i)}, {arguments});")
+
+
+BULK_SPACES = {"shared::cluster": "cluster", "shared::cta": "shared", "global": "global"}
+
+
+def bulk_copy(e: Emitter, i: Instruction) -> str:
+    if i.has("commit_group"):
+        return e.each(i, "commit_bulk_copies(w, l);")
+    if i.has("wait_group"):  # with .read too all is done: what the source held is written
+        return e.each(i, f"wait_for_bulk_copies(w, l, {constant(i.args[0])});")
+    if i.has("tensor", "prefetch") or any(part.startswith("multicast") for part in i.op):
+        raise Unsupported(i.text)
+    to, source = (f"Space::{BULK_SPACES[part]}" for part in i.op[3:5])
+    copied = f"{to}, {address(e, i.args[0])}, {source}, {address(e, i.args[1])}, {e.read(i.args[2], 'u32')}"
+    if i.has("bulk_group"):
+        return e.each(i, f"issue_bulk_copy(w, l, {e.site(i)}, {copied}, nullptr);")
+    if not i.has("mbarrier::complete_tx::bytes"):
+        raise Unsupported(i.text)
+    spot = located(e, i, i.args[3], BULK_SPACES[i.op[3]], 8)
+    return e.each(i, f"{spot}issue_bulk_copy(w, l, {e.site(i)}, {copied}, &spot);")

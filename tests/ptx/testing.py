@@ -15,7 +15,16 @@ from .build import build, find_nvcc
 PROGRAMS = Path(__file__).parent / "programs"
 FAULT = 99  # the status of a program whose kernel did wrong
 SECONDS = 60
-NEWER = ("clusters", "faults_cluster", "faults_mbarrier", "limits_cluster", "mbarriers")
+NEWER = (
+    "bulk",
+    "clusters",
+    "faults_bulk",
+    "faults_cluster",
+    "faults_mbarrier",
+    "limits_cluster",
+    "matrices",
+    "mbarriers",
+)
 ARCHITECTURES = dict.fromkeys(NEWER, "compute_90")
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc, CUDA's compiler, was not found")

@@ -59,7 +59,7 @@ void perform(Warp& w, int lane, const Copy& copy) {
     std::memcpy(to, reinterpret_cast<const u8*>(copy.from), copy.filled);
   }
   std::memset(to + copy.filled, 0, copy.bytes - copy.filled);
-  if (watching) watch_copy_done(w, lane, copy);
+  if (watching) watch_copy_done(w, lane, *copy.site, {to, Space::shared}, copy.bytes);
 }
 
 void perform_first(Warp& w, int lane, std::size_t groups) {
@@ -78,7 +78,7 @@ void issue_copy(Warp& w, int lane, const Site& site, u64 to, u64 from, u32 bytes
   if (filled && !allocations().find(from, filled) && !foreign_memory)
     fault_at_address(w, lane, site, Kind::address, "global access out of bounds", from);
   const Copy copy{reinterpret_cast<u64>(target.at), from, bytes, filled, &site};
-  if (watching) watch_copy_issued(w, lane, site, copy.to, bytes);
+  if (watching) watch_copy_issued(w, lane, site, target, bytes);
   if (settings().eager_copies) return perform(w, lane, copy);
   auto& groups = w.copies[lane];
   if (groups.empty()) groups.emplace_back();

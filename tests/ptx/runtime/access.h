@@ -116,8 +116,8 @@ void watch_store(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Orde
 void watch_atomic(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, bool reads);
 void watch_fence(Warp& w, int lane, Scope scope);
 void watch_sync_warp(Warp& w, u32 mask);
-void watch_copy_issued(Warp& w, int lane, const Site& site, u64 to, u32 bytes);
-void watch_copy_done(Warp& w, int lane, const Copy& copy);
+void watch_copy_issued(Warp& w, int lane, const Site& site, Spot to, u32 bytes);
+void watch_copy_done(Warp& w, int lane, const Site& site, Spot to, u32 bytes);
 
 template <class T>
 inline T load(Warp& w, int lane, const Site& site, Spot spot, u32 offset, Order order = Order::weak) {
@@ -178,5 +178,13 @@ void issue_copy(Warp& w, int lane, const Site& site, u64 to, u64 from, u32 bytes
 void commit_copies(Warp& w, int lane);
 void wait_for_copies(Warp& w, int lane, u32 groups_left);
 void wait_for_all_copies(Warp& w, int lane);
+
+// cp.async.bulk. With an mbarrier it happens when somebody tests a phase that lacks nothing else, and otherwise when
+// its thread waits for its group.
+void issue_bulk_copy(Warp& w, int lane, const Site& site, Space to_space, u64 to, Space from_space, u64 from, u32 bytes,
+                     const Spot* mbarrier);
+void add_to_mbarrier(Warp& w, const Site& site, Spot mbarrier, BulkCopy copy);
+void commit_bulk_copies(Warp& w, int lane);
+void wait_for_bulk_copies(Warp& w, int lane, u32 groups_left);
 
 }  // namespace ptx

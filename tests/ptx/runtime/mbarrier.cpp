@@ -1,4 +1,6 @@
 // mbarrier objects. The eight bytes in shared memory are only their place; what they hold is kept beside.
+#include <utility>
+
 #include "access.h"
 #include "watch.h"
 
@@ -22,7 +24,30 @@ Mbarrier& mbarrier_at(const Warp& w, int lane, const Site& site, Spot spot) {
   return found->second;
 }
 
+void complete_if_nothing_lacks(Mbarrier& m) {
+  if (m.pending || m.bytes) return;
+  m.pending = m.expected;
+  ++m.phase;
+  if (watching) watch_mbarrier_complete(m);
+}
+
+// What has been copied has arrived, when somebody asks and nothing else lacks.
+void copy_if_last(Mbarrier& m) {
+  if (m.pending) return;
+  for (const BulkCopy& copy : std::exchange(m.copies, {})) {
+    copy.perform();
+    m.bytes -= copy.bytes;
+    if (watching) watch_mbarrier_copied(*copy.by, copy.lane, m);
+  }
+  complete_if_nothing_lacks(m);
+}
+
 }  // namespace
+
+void add_to_mbarrier(Warp& w, const Site& site, Spot mbarrier, BulkCopy copy) {
+  Mbarrier& m = mbarrier_at(w, copy.lane, site, mbarrier);
+  m.copies.push_back(std::move(copy));
+}
 
 void mbarrier_init(Warp& w, int lane, const Site& site, Spot spot, u32 count) {
   if (count < 1 || count > most)
@@ -50,16 +75,15 @@ u64 mbarrier_arrive(Warp& w, int lane, const Site& site, Spot spot, Arrival arri
   if (m.bytes < -most || m.bytes > most)
     fault(w, lane, site, Kind::launch, "mbarrier that lacks " + std::to_string(m.bytes) + " bytes");
   const u64 phase = m.phase;
-  if (m.pending || m.bytes) return phase;
-  if (!arrival.completes) fault(w, lane, site, Kind::launch, "arrival that was not to complete the phase, and did");
-  m.pending = m.expected;
-  ++m.phase;
-  if (watching) watch_mbarrier_complete(m);
+  complete_if_nothing_lacks(m);
+  if (phase != m.phase && !arrival.completes)
+    fault(w, lane, site, Kind::launch, "arrival that was not to complete the phase, and did");
   return phase;
 }
 
 bool mbarrier_test(Warp& w, int lane, const Site& site, Spot spot, u64 phase, bool acquires) {
-  const Mbarrier& m = mbarrier_at(w, lane, site, spot);
+  Mbarrier& m = mbarrier_at(w, lane, site, spot);
+  copy_if_last(m);
   if (phase > m.phase || phase + 1 < m.phase)
     fault(w, lane, site, Kind::launch, "test of an mbarrier's phase that is neither the present one nor the last");
   const bool completed = phase != m.phase;
@@ -68,7 +92,8 @@ bool mbarrier_test(Warp& w, int lane, const Site& site, Spot spot, u64 phase, bo
 }
 
 bool mbarrier_test_parity(Warp& w, int lane, const Site& site, Spot spot, u32 parity, bool acquires) {
-  const Mbarrier& m = mbarrier_at(w, lane, site, spot);
+  Mbarrier& m = mbarrier_at(w, lane, site, spot);
+  copy_if_last(m);
   const bool completed = m.phase % 2 != (parity & 1);
   if (watching) watch_mbarrier_test(w, lane, site, spot, m, completed && acquires);
   return completed;

@@ -121,10 +121,12 @@ void OrderOfBlock::arrive(const Block& b, u32 first_thread, u32 mask, bool relea
     return releases ? o.known : o.fenced[index(Scope::device)];
   };
   arriving.join(released(*this));
-  if (releases) arriving.below[b.index] = b.epoch + 1;
-  for (u32 l = 0; l < lanes; ++l)
-    if (const auto t = threads.find(first_thread + l); holds(mask, l) && t != threads.end())
-      arriving.join(released(t->second));
+  for (u32 l = 0; l < lanes; ++l) {
+    if (!holds(mask, l)) continue;
+    const u32 epoch = epoch_of(b.warps[first_thread / lanes], static_cast<int>(l));
+    if (releases) arriving.below[b.index] = std::max(arriving.below[b.index], epoch + 1);
+    if (const auto t = threads.find(first_thread + l); t != threads.end()) arriving.join(released(t->second));
+  }
 }
 
 void OrderOfBlock::join(u32 first_thread, u32 mask, const Knowledge& other) {

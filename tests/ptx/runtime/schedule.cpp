@@ -85,6 +85,7 @@ void start(Block& block, u32 index) {
       const u32 thread = k * lanes + static_cast<u32>(l);
       w.pc[l] = 0;
       w.copies[l].clear();
+      w.bulk[l].clear();
       w.tid[0][l] = thread % t[0];
       w.tid[1][l] = thread / t[0] % t[1];
       w.tid[2][l] = thread / t[0] / t[1];

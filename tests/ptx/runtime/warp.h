@@ -5,6 +5,7 @@
 // not keep these from running.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -18,6 +19,7 @@ constexpr u32 full_warp = 0xffffffffu;
 
 struct Block;
 struct Cluster;
+struct Warp;
 struct OrderOfBlock;  // what is known about the order of accesses: order.h
 struct OrderOfPhase;
 struct StoreBuffer;   // stores that other blocks do not see yet: weak.h
@@ -38,6 +40,14 @@ struct Copy {
   const Site* site;
 };
 
+// A copy that cp.async.bulk has issued, and by which thread. It happens as late as the waits allow, too.
+struct BulkCopy {
+  Warp* by;
+  int lane;
+  u32 bytes;
+  std::function<void()> perform;
+};
+
 struct Warp {
   Block* block;
   u32 id;
@@ -56,7 +66,8 @@ struct Warp {
   u32 tid[3][lanes];
   u8* registers;
   u8* local;
-  std::vector<std::vector<Copy>> copies[lanes];  // per commit group
+  std::vector<std::vector<Copy>> copies[lanes];     // per commit group
+  std::vector<std::vector<BulkCopy>> bulk[lanes];  // per bulk group
 };
 
 struct Kernel {
@@ -97,6 +108,7 @@ struct Mbarrier {
   s64 bytes;              // of copies that the present phase still lacks (tx-count)
   u64 phase;              // how many have completed
   std::shared_ptr<OrderOfPhase> order;
+  std::vector<BulkCopy> copies;
 };
 
 struct Block {

@@ -139,13 +139,25 @@ void watch_mbarrier_set(Warp& w, int lane, const Site& site, Spot spot) {
   note_written(w, spot, sizeof(u64));
 }
 
+namespace {
+
+void release_to(Mbarrier& m, Warp& w, int lane, bool releases) {
+  if (!m.order) m.order = std::make_shared<OrderOfPhase>();
+  w.block->order->arrive(*w.block, w.id * lanes, 1u << lane, releases, m.order->arriving);
+  if (releases) w.block->epoch = epoch_of(w, lane) + 1;  // so that what comes now is not released
+}
+
+}  // namespace
+
 void watch_mbarrier_arrive(Warp& w, int lane, const Site& site, Spot spot, Mbarrier& m, bool releases) {
   if (settings().weak && releases) w.block->buffer->fence(thread_of(w, lane), w.block->epoch);
   if (!settings().race) return;
   check(w, lane, site, spot, sizeof(u64), Does::write, true);
-  if (!m.order) m.order = std::make_shared<OrderOfPhase>();
-  w.block->order->arrive(*w.block, w.id * lanes, 1u << lane, releases, m.order->arriving);
-  if (releases) ++w.block->epoch;  // so that what comes now is not released
+  release_to(m, w, lane, releases);
+}
+
+void watch_mbarrier_copied(Warp& w, int lane, Mbarrier& m) {
+  if (settings().race) release_to(m, w, lane, true);
 }
 
 void watch_mbarrier_complete(Mbarrier& m) {
@@ -198,14 +210,13 @@ void watch_sync_warp(Warp& w, u32 mask) {
   if (settings().race) w.block->order->sync_warp(w.id * lanes, mask);
 }
 
-void watch_copy_issued(Warp& w, int lane, const Site& site, u64 to, u32 bytes) {
-  check(w, lane, site, {reinterpret_cast<u8*>(to), Space::shared}, bytes, Does::begin_copy, false);
+void watch_copy_issued(Warp& w, int lane, const Site& site, Spot to, u32 bytes) {
+  check(w, lane, site, to, bytes, Does::begin_copy, false);
 }
 
-void watch_copy_done(Warp& w, int lane, const Copy& copy) {
-  const Spot spot{reinterpret_cast<u8*>(copy.to), Space::shared};
-  check(w, lane, *copy.site, spot, copy.bytes, Does::end_copy, false);
-  note_written(w, spot, copy.bytes);
+void watch_copy_done(Warp& w, int lane, const Site& site, Spot to, u32 bytes) {
+  check(w, lane, site, to, bytes, Does::end_copy, false);
+  note_written(w, to, bytes);
 }
 
 }  // namespace ptx

@@ -17,6 +17,7 @@ void watch_cluster_open(Cluster& cluster);  // all its threads have arrived
 void watch_cluster_wait(Warp& w, u32 mask);
 void watch_mbarrier_set(Warp& w, int lane, const Site& site, Spot spot);  // by init and inval
 void watch_mbarrier_arrive(Warp& w, int lane, const Site& site, Spot spot, Mbarrier& m, bool releases);
+void watch_mbarrier_copied(Warp& w, int lane, Mbarrier& m);  // a bulk copy of this thread has completed
 void watch_mbarrier_complete(Mbarrier& m);
 void watch_mbarrier_test(Warp& w, int lane, const Site& site, Spot spot, const Mbarrier& m, bool acquires);
 
