@@ -28,20 +28,8 @@ RUNTIME = Path(__file__).parent / "runtime"
 GXX = ["g++", "-std=c++20", "-fPIC", "-w"]
 # Kernels are compiled as C++ that keeps to the order of operations, and that may alias as PTX does.
 KERNEL_FLAGS = ["-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-strict-aliasing"]
-TRANSLATOR = [
-    "cluster",
-    "conversions",
-    "emit",
-    "floats",
-    "inline",
-    "integers",
-    "mbarrier",
-    "memory",
-    "parse",
-    "syntax",
-    "text",
-]
-TRANSLATOR += ["translate", "types", "warp"]
+TRANSLATOR = ["cluster", "conversions", "emit", "floats", "inline", "integers", "mbarrier", "memory", "parse", "syntax"]
+TRANSLATOR += ["text", "translate", "types", "warp"]
 VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"]
 
 
