@@ -153,7 +153,7 @@ def _segments(
     if lengths is None and resets is not None and not (options.packed or options.layer.recompute):
         cuts = _ops.Resets((resets.t() if batch_first else resets).to(input.device), *reset_state)
         return _batched(cell, input, states, weights, options, batch_first, resets=cuts)
-    # Not so while compiling, where the number of rows that are kept for backward would be a value that none sees.
+    # Not so while compiling: how many rows are kept for backward is the sum of the lengths, which shapes do not tell.
     apart = options.layer.recompute or options.return_cells or options.return_gates or torch.compiler.is_compiling()
     if lengths is not None and resets is None and not (apart or stays_on_device(lengths)):
         return _batched(cell, input, states, weights, options, batch_first, lengths.cpu())

@@ -181,7 +181,7 @@ def test_variants_beside_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
         (D, mode, name)
         for D in (1, 2)
         for mode in settings.modes
-        for name in (*names, *(["vmap(grad) / loop"] if mode == "training" else []))
+        for name in (*names, *(["vmap(grad) / loop", "penalty / torch"] if mode == "training" else []))
     ]
     assert all(row.case.cell == "gru" and row.ratio > 0 for row in found)
     tokens = sum(parse_case("6,2,8,8 packed", "gru").lengths)

@@ -265,10 +265,12 @@ struct BackwardLayer {
     const std::vector<const Compute*>* rows = nullptr;
   };
 
+  // The input's rows in the order of d_gates'.
   Right input_rows(const at::Tensor& x) {
     if (!shape.padded()) return {x};
+    const Compute* const first = data<Compute>(keep(x));
     std::vector<const Compute*>& rows = kept_rows.emplace_back();
-    for (const std::int64_t place : places) rows.push_back(data<Compute>(keep(x)) + place * shape.I);
+    for (const std::int64_t place : places) rows.push_back(first + place * shape.I);
     return {{}, &rows};
   }
 

@@ -94,7 +94,7 @@ class ContendedRow:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A plain run of our layer, or a loop, and what does more in its place: lengths, resets, torch.compile, vmap."""
+    """A plain run of our layer, a loop or torch's layer, and what is measured beside it: lengths, resets, vmap, ..."""
 
     case: Case
     mode: str

@@ -140,7 +140,7 @@ def variants_table(report: Report) -> Table:
     """What lengths, resets and torch.compile take, as parts of a plain run."""
     table = Table(
         title="lstm_fused beside its own plain run on the padded batch",
-        caption="lengths uniform in 1..T; resets before 2% of the steps; ratio = variant / plain run, or loop",
+        caption="lengths uniform in 1..T; resets before 2% of the steps; ratio = variant / plain run, loop or torch",
         title_justify="left",
         caption_justify="left",
     )

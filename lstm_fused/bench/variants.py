@@ -1,5 +1,5 @@
 """Our layer beside itself: rows of different lengths, resets and torch.compile, each against a plain run in eager mode;
-and the gradients of each sample apart, by torch.vmap against a loop.
+the gradients of each sample apart, by torch.vmap against a loop; and a step with a gradient penalty against torch's.
 
 The plain run is over the whole padded batch. Lengths are uniform in 1..T, a reset comes before 2 per cent of the steps.
 """
@@ -23,7 +23,7 @@ from lstm_fused.bench.workload import Workload, build, fused_library, make_input
 #: Part of the steps that a reset comes before.
 RESETS = 0.02
 
-#: Batch and hidden size for which the gradients of each sample apart are measured.
+#: Batch and hidden size for which the gradients of each sample apart, and a gradient penalty, are measured.
 SAMPLES = (64, 128)
 
 
@@ -43,7 +43,7 @@ def allowed(variant: str, case: Case) -> float:
     """The most that a variant may take, in plain runs; 0: no bound. Of fewer steps that is nearly their share."""
     if variant in ("lengths", "PackedSequence"):
         return 1.15 * replace(case, packed=True).tokens / case.tokens + 0.10
-    return {"resets": 1.05, "vmap(grad) / loop": 1 / 3}.get(variant, 0.0)
+    return {"resets": 1.05, "vmap(grad) / loop": 1 / 3, "penalty / torch": 1.0}.get(variant, 0.0)
 
 
 def workloads(case: Case, mode: str, dtype: torch.dtype) -> dict[str, Workload]:
@@ -72,7 +72,7 @@ def measure(case: Case, mode: str, dtype: torch.dtype, budget: float) -> list[Va
     plain = timings.pop("plain")
     rows = [VariantRow(case, mode, name, plain, timing, allowed(name, case)) for name, timing in timings.items()]
     if mode == "training" and (case.B, case.H) == SAMPLES:
-        rows.append(measure_samples(case, dtype, budget))
+        rows += [measure_samples(case, dtype, budget), measure_penalty(case, dtype, budget)]
     return rows
 
 
@@ -93,6 +93,23 @@ def measure_samples(case: Case, dtype: torch.dtype, budget: float) -> VariantRow
     timings = interleave({"loop": in_turn, "vmap": lambda: together(weights, x)}, budget)
     name = "vmap(grad) / loop"
     return VariantRow(case, "training", name, timings["loop"], timings["vmap"], allowed(name, case))
+
+
+def measure_penalty(case: Case, dtype: torch.dtype, budget: float) -> VariantRow:
+    """A training step whose loss has the norm of the input's gradient in it, as WGAN-GP has: ours beside torch's."""
+    ours, theirs = build(fused_library(), case, dtype), build(nn, case, dtype)
+    theirs.load_state_dict(ours.state_dict())
+    x = make_inputs(case, dtype).data.detach().requires_grad_()
+
+    def step(layer: nn.Module) -> list[Tensor]:
+        loss = layer(x)[0].square().sum()
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        penalised = loss + (gradient.norm() - 1).square()
+        return list(torch.autograd.grad(penalised, list(layer.parameters())))
+
+    timings = interleave({"torch": lambda: step(theirs), "ours": lambda: step(ours)}, budget)
+    name = "penalty / torch"
+    return VariantRow(case, "training", name, timings["torch"], timings["ours"], allowed(name, case))
 
 
 def variant_cases(settings: Settings) -> list[tuple[Case, str]]:
