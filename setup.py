@@ -70,6 +70,7 @@ SOURCES = [
     "csrc/cpu/layer_backward.cpp",
     "csrc/cpu/layer_recompute.cpp",
     "csrc/cpu/layer_step.cpp",
+    "csrc/cpu/layer_dual.cpp",
     "csrc/cpu/runtime.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cpu/team.cpp",

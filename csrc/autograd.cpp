@@ -1,9 +1,11 @@
 #include "autograd.h"
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include "checks.h"
+#include "cpu/layer_dual.h"
 #include "node.h"
 #include "reference.h"
 
@@ -106,28 +108,22 @@ class LayerBackwardBackward : public LayerNode {
     const at::Tensor resets = sources[1];
     sources.erase(sources.begin(), sources.begin() + 2);
     const bool create_graph = at::GradMode::is_enabled();
-    const at::AutoGradMode with_graph(true);
-    Tensors wanted;
+    std::vector<bool> wanted;
+    for (std::size_t i = 0; i < sources.size(); ++i)
+      wanted.push_back(sources[i].defined() && task_should_compute_output(i));
+    if (!create_graph && dual_numbers_do(batch_sizes, sources, seeds))
+      return dual_backward(call_of(sources, batch_sizes, resets), seeds, wanted);
+    Tensors wanted_sources;
     for (std::size_t i = 0; i < sources.size(); ++i) {
       at::Tensor& source = sources[i];
       if (!source.defined()) continue;
       source = create_graph ? source.view_as(source) : source.detach();  // a path of its own to the result
-      if (!task_should_compute_output(i)) continue;
+      if (!wanted[i]) continue;
       if (!source.requires_grad()) source.set_requires_grad(true);
-      wanted.push_back(source);
+      wanted_sources.push_back(source);
     }
-    const auto next = sources.end() - (1 + states + weights + reset_states);
-    const auto from_weights = next + 1 + states, from_resets = from_weights + weights;
-    const BackwardCall call{cell,
-                            Tensors(sources.begin(), next),
-                            *next,
-                            Tensors(next + 1, from_weights),
-                            Tensors(from_weights, from_resets),
-                            batch_sizes,
-                            options,
-                            needed,
-                            samples,
-                            {resets, Tensors(from_resets, sources.end())}};
+    const at::AutoGradMode with_graph(true);
+    const BackwardCall call = call_of(sources, batch_sizes, resets);
     const Tensors gradients = reference_backward(call);
     Tensors outputs, used_seeds;
     for (std::size_t i = 0; i < gradients.size(); ++i) {
@@ -136,12 +132,37 @@ class LayerBackwardBackward : public LayerNode {
       used_seeds.push_back(seeds[i]);
     }
     Tensors results(sources.size());
-    if (outputs.empty() || wanted.empty()) return results;
-    const Tensors found = torch::autograd::grad(outputs, wanted, used_seeds, std::nullopt, create_graph, true);
+    if (outputs.empty() || wanted_sources.empty()) return results;
+    const Tensors found = torch::autograd::grad(outputs, wanted_sources, used_seeds, std::nullopt, create_graph, true);
     auto from = found.begin();
     for (std::size_t i = 0; i < sources.size(); ++i)
-      if (sources[i].defined() && task_should_compute_output(i)) results[i] = *from++;
+      if (wanted[i]) results[i] = *from++;
     return results;
+  }
+
+ private:
+  BackwardCall call_of(const Tensors& sources, const OptionalTensor& batch_sizes, const at::Tensor& resets) const {
+    const auto input = sources.end() - (1 + states + weights + reset_states);
+    const auto from_weights = input + 1 + states, from_resets = from_weights + weights;
+    return {cell,
+            Tensors(sources.begin(), input),
+            *input,
+            Tensors(input + 1, from_weights),
+            Tensors(from_weights, from_resets),
+            batch_sizes,
+            options,
+            needed,
+            samples,
+            {resets, Tensors(from_resets, sources.end())}};
+  }
+
+  // Plain tensors of the CPU, whose tangents nobody asks for, and a backward that is forward's derivative.
+  bool dual_numbers_do(const OptionalTensor& batch_sizes, at::TensorList sources, at::TensorList seeds) const {
+    const auto is_other = [](const at::Tensor& t) {
+      return t.defined() && (!t.device().is_cpu() || at::isTensorSubclassLike(t) || has_tangent(t));
+    };
+    const bool known_sizes = !batch_sizes || batch_sizes->scalar_type() == at::kLong;
+    return !samples && !options.grad_clip && known_sizes && !any_of_all(is_other, sources, seeds);
   }
 };
 

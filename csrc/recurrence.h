@@ -158,6 +158,37 @@ struct BackwardArgs {
   Compute grad_clip = no_clip<Compute>;  // every element of d_gates is kept within +-grad_clip
 };
 
+// One time step of one direction with its derivative along a tangent: every row is two, its value and its tangent.
+template <class Compute>
+struct DualForwardArgs {
+  std::int64_t H = 0;
+  const Compute* x = nullptr;            // [rows, 2, G*H]: W x
+  const Compute* u = nullptr;            // [rows, 2, G*H]: U h0
+  const Compute* bias_x = nullptr;       // [2, G*H] or null
+  const Compute* bias_h = nullptr;       // [2, G*H] or null
+  const Compute* h0 = nullptr;           // [rows, 2, H]
+  const Compute* c0 = nullptr;           // [rows, 2, H]
+  Compute* saved = nullptr;              // [rows, 2, S*H]
+  Compute* c1 = nullptr;                 // [rows, 2, H]
+  Compute* h1 = nullptr;                 // [rows, 2, H], before a projection
+  Compute cell_clip = no_clip<Compute>;  // as in ForwardArgs
+};
+
+template <class Compute>
+struct DualBackwardArgs {
+  std::int64_t H = 0;
+  const Compute* saved = nullptr;        // [rows, 2, S*H]
+  const Compute* h0 = nullptr;           // [rows, 2, H]
+  const Compute* c0 = nullptr;           // [rows, 2, H]
+  const Compute* c1 = nullptr;           // [rows, 2, H]
+  const Compute* dh1 = nullptr;          // [rows, 2, H]: dL/dh1
+  Compute* dc = nullptr;                 // [rows, 2, H]: dL/dc1 on entry, dL/dc0 at the end
+  Compute* dh0 = nullptr;                // [rows, 2, H]: the part of dL/dh0 beside that through U; may be dh1
+  Compute* d_x = nullptr;                // [rows, 2, G*H]: at W x
+  Compute* d_u = nullptr;                // [rows, 2, G*H]: at U h0; d_x where they are the same
+  Compute cell_clip = no_clip<Compute>;  // as in BackwardArgs
+};
+
 // A product of many rows with one matrix: out = rows W, or += with `add`.
 template <class Compute>
 struct RowsArgs {

@@ -4,6 +4,7 @@
 
 #include "cells/all_cells.h"
 #include "checks.h"
+#include "cuts.h"
 #include "padded.h"
 #include "recurrence.h"
 #include "row_sums.h"
@@ -77,7 +78,7 @@ class Direction {
     };
     h = initial(0, shape.P);
     if (Cell::carries_cell) c = initial(1, shape.H);
-    for (const at::Tensor& state : shape.resets.states) reset_states.push_back(to_compute(state.select(0, index)));
+    for (const at::Tensor& state : shape.resets.states) cuts.states.push_back(to_compute(state.select(0, index)));
     steps.resize(shape.T);
   }
 
@@ -128,7 +129,7 @@ class Direction {
       if (shape.grad_clip < no_clip<double>)
         for (at::Tensor& gradient : d) gradient = at::clamp(gradient, -shape.grad_clip, shape.grad_clip);
       d_x[t] = at::cat(at::TensorList(d, G), 1);
-      d_u[t] = same_columns() ? d_x[t] : recurrent_columns(d);
+      d_u[t] = host::same_columns<Cell>() ? d_x[t] : recurrent_columns(d);
       h0[t] = step.h0;
       d_projected[t] = dh1;
       unprojected[t] = step.unprojected;
@@ -136,11 +137,11 @@ class Direction {
       if (direct.defined()) dh0 = dh0 + direct;
       dh = with_first_rows(dh0, dh);
       if (dc.defined()) dc = with_first_rows(dc1, dc);
-      give_at_cut(t, dh, d_resets[0]);
-      if (dc.defined()) give_at_cut(t, dc, d_resets[1]);
+      cuts.give(time, t, dh, d_resets[0]);
+      if (dc.defined()) cuts.give(time, t, dc, d_resets[1]);
     }
     Gradients result{at::cat(d_x), {}, at::cat(h0), {}, {}, {dh, dc}, {d_resets[0], d_resets[1]}};
-    result.d_u = same_columns() ? result.d_x : at::cat(d_u);
+    result.d_u = host::same_columns<Cell>() ? result.d_x : at::cat(d_u);
     if (shape.projected) {
       result.dh = at::cat(d_projected);
       result.unprojected = at::cat(unprojected);
@@ -159,40 +160,13 @@ class Direction {
     for (std::int64_t i = 0; i < shape.T; ++i) {
       const std::int64_t t = time.time(i), rows = step_sizes[t];
       Step& step = steps[t];
-      step.h0 = first_rows(cut(t, h, 0), rows);
-      if (Cell::carries_cell) step.c0 = first_rows(cut(t, c, 1), rows);
+      step.h0 = first_rows(cuts.before(time, t, h, 0), rows);
+      if (Cell::carries_cell) step.c0 = first_rows(cuts.before(time, t, c, 1), rows);
       h = with_first_rows(f(t, step), h);
       if (Cell::carries_cell) c = with_first_rows(step.c1, c);
     }
   }
 
-  // Which rows begin anew at step t, [B, 1], as Sequence::begins_anew has it; undefined: none.
-  at::Tensor begins_anew(std::int64_t t) const {
-    const std::int64_t at = time.reverse ? t + 1 : t;
-    if (!shape.resets.before.defined() || at == shape.T) return {};
-    return shape.resets.before.select(0, at).unsqueeze(1);
-  }
-  // State number i before step t.
-  at::Tensor cut(std::int64_t t, const at::Tensor& state, std::size_t i) const {
-    const at::Tensor rows = begins_anew(t);
-    if (!rows.defined()) return state;
-    return reset_states.empty() ? state.masked_fill(rows, 0) : at::where(rows, reset_states[i], state);
-  }
-  // Takes the gradients of states that begin anew at step t out of d_state, and adds them to d_reset.
-  void give_at_cut(std::int64_t t, at::Tensor& d_state, at::Tensor& d_reset) const {
-    const at::Tensor rows = begins_anew(t);
-    if (!rows.defined()) return;
-    const at::Tensor given = d_state.masked_fill(rows.logical_not(), 0);
-    d_reset = d_reset + given;
-    d_state = d_state.masked_fill(rows, 0);
-  }
-
-  // Whether the gradients at U h are those at W x.
-  static constexpr bool same_columns() {
-    for (int g = 0; g < G; ++g)
-      if (Cell::recurrent_column[g] != g) return false;
-    return true;
-  }
   static at::Tensor recurrent_columns(const at::Tensor d[]) {
     Tensors columns;
     for (const int column : Cell::recurrent_column) columns.push_back(d[column]);
@@ -205,7 +179,7 @@ class Direction {
   const LayerShape& shape;
   const int index;
   const at::Tensor x;  // [N, I]
-  Tensors reset_states;  // [P], [H], or none
+  Cuts cuts{shape.resets.before, {}};
   Sequence time;
   std::vector<std::int64_t> step_sizes;  // [T]
   std::vector<Step> steps;               // [T]

@@ -54,6 +54,50 @@ def test_second_derivatives(case: Case) -> None:
     assert gradgradcheck(function(a), tuple(a.tensors), fast_mode=case.T > 1)
 
 
+WIDE = Case(T=4, B=9, I=5, H=35, dtype=F64)
+SEVERAL_VECTORS = [
+    WIDE,
+    replace(WIDE, packed=True, bidirectional=True, hx=False),
+    replace(WIDE, cell_clip=0.3, kept=True, bias=False),
+    replace(WIDE, proj=17, packed=True, padded=True),
+    replace(WIDE, cell="gru"),
+    replace(WIDE, cell="gru", packed=True, padded=True, bidirectional=True, bias=False),
+]
+
+
+@pytest.mark.parametrize("case", SEVERAL_VECTORS, ids=lambda c: c.id)
+def test_second_derivatives_of_several_vectors(case: Case, isa: str) -> None:
+    a = raw.arguments(case)
+    assert gradgradcheck(function(a), tuple(a.tensors), fast_mode=True)
+
+
+@pytest.mark.parametrize("cell", cases.CELLS)
+def test_second_derivatives_of_an_empty_batch(cell: str) -> None:
+    a = raw.arguments(replace(SMALL, cell=cell, B=0, bidirectional=True))
+    grads = torch.autograd.grad(a.call()[0].sum(), a.tensors, create_graph=True)
+    found = torch.autograd.grad(sum((g * g).sum() for g in grads), a.tensors, allow_unused=True)
+    assert not any(f.any() for f in found if f is not None)
+
+
+CLIPPED = [replace(SMALL, cell=cell, grad_clip=0.1) for cell in cases.CELLS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [*(c for c in TABLE if c.H > 1), *SEVERAL_VECTORS, *CLIPPED], ids=lambda c: c.id)
+def test_second_derivatives_by_either_way(case: Case, dtype: torch.dtype) -> None:
+    """By dual numbers, or where a third may follow (or backward clips) by a graph of the first: they agree."""
+    a = raw.arguments(replace(case, dtype=dtype))
+    results = a.call()
+    cotangents = [torch.randn_like(r).requires_grad_() for r in results]
+    grads = torch.autograd.grad(results, a.tensors, cotangents, create_graph=True)
+    seeds, sources = [torch.randn_like(g) for g in grads], [*a.tensors, *cotangents]
+    by_graph = torch.autograd.grad(grads, sources, seeds, create_graph=True)
+    by_dual_numbers = torch.autograd.grad(grads, sources, seeds)
+    for mine, wanted in zip(by_dual_numbers, by_graph, strict=True):
+        assert mine.dtype == wanted.dtype
+        assert tolerances.close(mine.double().numpy(), wanted.detach().double().numpy(), dtype)
+
+
 @each_case
 def test_third_derivatives(case: Case) -> None:
     a = raw.arguments(case)

@@ -15,6 +15,14 @@ inline constexpr std::string_view cell_name<Lstm> = "lstm";
 template <>
 inline constexpr std::string_view cell_name<Gru> = "gru";
 
+// Whether the gradients at U h are those at W x.
+template <class Cell>
+constexpr bool same_columns() {
+  for (int g = 0; g < Cell::gates; ++g)
+    if (Cell::recurrent_column[g] != g) return false;
+  return true;
+}
+
 // Calls f(Cell{}) for the cell of that name; false where there is none.
 template <class F>
 bool with_cell(std::string_view name, F&& f) {

@@ -3,6 +3,7 @@
 
 #include "../cells/all_cells.h"
 #include "backward.h"
+#include "dual.h"
 #include "forward.h"
 #include "kernels.h"
 #include "pack.h"
@@ -32,6 +33,8 @@ CellKernels<Storage> find_kernels(std::string_view name) {
       Step<Cell, Storage>(args).run(unit_begin, unit_end);
     };
     using Compute = compute_t<Storage>;
+    kernels.dual_forward = DualStep<Cell, Compute>::forward;
+    kernels.dual_backward = DualStep<Cell, Compute>::backward;
     kernels.multiply_rows = multiply_rows<Compute>;
     kernels.outer_sum_scratch = OuterSum<Compute>::scratch_size;
     kernels.outer_sum = [](const OuterSumArgs<Compute>& args, Compute* scratch, std::int64_t begin, std::int64_t end) {

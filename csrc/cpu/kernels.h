@@ -23,6 +23,8 @@ struct CellKernels {
   void (*forward)(const ForwardArgs<Storage>&, const Share&, Barrier&);
   void (*backward)(const BackwardArgs<Storage>&, const Share&, Barrier&);
   void (*step)(const StepArgs<Storage>&, std::int64_t unit_begin, std::int64_t unit_end);
+  void (*dual_forward)(const DualForwardArgs<Compute>&, std::int64_t row_begin, std::int64_t row_end);
+  void (*dual_backward)(const DualBackwardArgs<Compute>&, std::int64_t row_begin, std::int64_t row_end);
   // Rows [row_begin, row_end) and a range of panels of a product with a matrix packed by rows.
   void (*multiply_rows)(const RowsArgs<Compute>&, std::int64_t row_begin, std::int64_t row_end,
                         std::int64_t panel_begin, std::int64_t panel_end);

@@ -1,4 +1,4 @@
-// Runs forward, backward and the single step over a table of shapes, cells, element types and plans. Every buffer is a
+// Runs forward, backward and the single steps over a table of shapes, cells, element types and plans. Every buffer is a
 // heap block of its exact size, so that the sanitizers see a step outside; results of all plans must be the same bits.
 #include <cmath>
 #include <cstdio>
@@ -301,6 +301,28 @@ void run_step(const IsaKernels& isa, const char* cell, int G, std::int64_t B, st
   kernels.step(args, 0, H);
 }
 
+template <class Storage>
+void run_dual_step(const IsaKernels& isa, const char* cell, int G, std::int64_t B, std::int64_t H) {
+  using Compute = compute_t<Storage>;
+  const CellKernels<Storage> kernels = isa.kernels<Storage>(cell);
+  const auto x = random_values<Compute>(B * 2 * G * H), u = random_values<Compute>(B * 2 * G * H);
+  const auto bias_x = random_values<Compute>(2 * G * H), bias_h = random_values<Compute>(2 * G * H);
+  const auto h0 = random_values<Compute>(B * 2 * H), c0 = random_values<Compute>(B * 2 * H);
+  std::vector<Compute> saved(B * 2 * 4 * H), c1(B * 2 * H), h1(B * 2 * H), d_x(B * 2 * G * H), d_u(B * 2 * G * H);
+  DualForwardArgs<Compute> forward{H, x.data(), u.data(), bias_x.data(), bias_h.data(), h0.data(), c0.data()};
+  forward.saved = saved.data();
+  forward.c1 = c1.data();
+  forward.h1 = h1.data();
+  kernels.dual_forward(forward, 0, B);
+  DualBackwardArgs<Compute> backward{H, saved.data(), h0.data(), c0.data(), c1.data(), h1.data()};
+  auto dc = random_values<Compute>(B * 2 * H);
+  backward.dc = dc.data();
+  backward.dh0 = h1.data();
+  backward.d_x = d_x.data();
+  backward.d_u = G == 4 ? d_x.data() : d_u.data();
+  kernels.dual_backward(backward, 0, B);
+}
+
 // Every instruction set computes the same numbers, up to rounding. All parts of a float64 result are float64.
 void compare_with_scalar(const IsaKernels& isa, const char* cell, int G) {
   for (const Shape& shape : shapes) {
@@ -331,7 +353,10 @@ void run_all(const IsaKernels& isa, const char* cell, int G) {
     }
   }
   for (const std::int64_t B : {1, 3, 8})
-    for (const std::int64_t H : {1, 7, 16, 33}) run_step<Storage>(isa, cell, G, B, H + 2, H);
+    for (const std::int64_t H : {1, 7, 16, 33}) {
+      run_step<Storage>(isa, cell, G, B, H + 2, H);
+      run_dual_step<Storage>(isa, cell, G, B, H);
+    }
 }
 
 }  // namespace
