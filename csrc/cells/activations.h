@@ -53,9 +53,7 @@ struct ScaledExp {
 
 template <class V>
 LSTM_FUSED_INLINE V clamp(const V& x, element_t<V> least, element_t<V> most) {
-  const V low = broadcast<V>(least), high = broadcast<V>(most);
-  const V above = x < low ? low : x;
-  return above > high ? high : above;
+  return at_most<V>(at_least<V>(x, broadcast<V>(least)), broadcast<V>(most));
 }
 
 template <class V>

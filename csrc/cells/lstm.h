@@ -32,7 +32,7 @@ struct Lstm {
     s[1] = sigmoid<V>(x[1] + r[1]);
     s[2] = tanh<V>(x[2] + r[2]);
     s[3] = sigmoid<V>(x[3] + r[3]);
-    c1 = s[1] * c0 + s[0] * s[2];
+    c1 = s[1] * c0 + rounded<V>(s[0] * s[2]);
   }
 
   template <class V>

@@ -1,5 +1,5 @@
-// What a cell may assume of its value type V: arithmetic, comparison with ?:, and the names below.
-// float and double are values as they are; csrc/cpu/simd.h adds SIMD vectors.
+// What a cell may assume of its value type V: arithmetic, and the names below.
+// float and double are values as they are; csrc/cpu/simd.h adds SIMD vectors, and twin.h two of them at once.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +44,29 @@ using integer_t = typename ValueTraits<V>::integer;
 template <class V>
 LSTM_FUSED_INLINE V broadcast(element_t<V> x) {
   return x - V{};  // x - 0 is x, whatever its sign: a plain broadcast; 0 + x would be an addition
+}
+
+// The greater of x and low, the lesser of x and high; NaN where x is.
+template <class V>
+LSTM_FUSED_INLINE V at_least(const V& x, const V& low) {
+  return x < low ? low : x;
+}
+template <class V>
+LSTM_FUSED_INLINE V at_most(const V& x, const V& high) {
+  return x > high ? high : x;
+}
+
+// A product that is no part of a fused multiply-add. In a sum of two products either may be: this decides which, where
+// a compiler would not choose the same in every kernel. To it, an empty instruction may have changed the value.
+template <class V>
+LSTM_FUSED_INLINE V rounded(const V& product) {
+  V value = product;
+#if defined(__x86_64__) && !defined(__CUDACC__) && !defined(LSTM_FUSED_LOWER_AVX512)
+  if constexpr (!std::is_class_v<V>) asm("" : "+v"(value));
+#elif defined(__aarch64__) && !defined(__CUDACC__)
+  if constexpr (!std::is_class_v<V>) asm("" : "+w"(value));
+#endif
+  return value;
 }
 
 // a / b. On a GPU the one that IEEE has is a long sequence with a branch; for float this is a few instructions, within

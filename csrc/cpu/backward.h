@@ -142,7 +142,7 @@ class Backward : Worker {
     Columns::run(
         my_rows(a.sequence.active(t)), begin / panel_width, panels(end), a.recurrent, k,
         [&](std::int64_t j) { return a.d_gates + (data + row(j)) * d_gates_ld; }, [](std::int64_t, std::int64_t) {},
-        [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
+        Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t p = panel * panel_width + v * L;
             if (p >= a.P) return;
@@ -151,7 +151,7 @@ class Backward : Worker {
               store(dh, Cell::reads_h0 ? load<V>(dh, count) + product[v] : product[v], count);
             });
           }
-        });
+        }));
   }
 
   // With a projection: dL/dh_t in full, kept for the gradient of W_hr.
@@ -175,7 +175,7 @@ class Backward : Worker {
         my_rows(a.sequence.active(t)), share.unit_begin / panel_width, panels(share.unit_end), a.projection,
         Segments{1, whole_row, a.P}, [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * d_projected_ld; },
         [](std::int64_t, std::int64_t) {},
-        [&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
+        Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           const std::int64_t b = row(j);
           const State before = state_before(t, step, b);
           for (int v = 0; v < panel_vectors; ++v) {
@@ -184,7 +184,7 @@ class Backward : Worker {
             with_count<L>(unit, a.H,
                           [&](auto count) { differentiate_unit(offset + b, before, b, unit, count, product[v]); });
           }
-        });
+        }));
   }
 
   const BackwardArgs<Storage>& a;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "product.h"
+#include "twin.h"
 #include "worker.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
@@ -114,12 +115,12 @@ class Forward : Worker {
       Input::run(
           count, share.unit_begin / L, panels(share.unit_end), Input::packed(a.input_weights, a.I),
           Segments{1, whole_row, a.I}, [&](std::int64_t j) { return source[j]; }, [](std::int64_t, std::int64_t) {},
-          [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
+          Input::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
             with_count<L>(panel * L, a.H, [&](auto units) {
 #pragma GCC unroll 8
               for (int g = 0; g < G; ++g) store(result[j] + g * a.H + panel * L, product[g], units);
             });
-          });
+          }));
       count = 0;
     };
     for (std::int64_t step = chunk_begin; step < chunk_end; ++step) {
@@ -145,42 +146,53 @@ class Forward : Worker {
         [&](std::int64_t j, std::int64_t panel) {
           for (int g = 0; g < G; ++g) __builtin_prefetch(input + row(j) * a.input_ld + g * a.H + panel * L);
         },
-        [&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
+        [&](std::int64_t j, std::int64_t panel, const V(*products)[G], int rows) {
           with_count<L>(panel * L, a.H, [&](auto count) {
-            update_unit(t, row(j), panel * L, count, input + row(j) * a.input_ld, product, h0, h1);
+            int r = 0;
+            for (; r + 1 < rows; r += 2) update_units<Twin<V>>(t, j + r, panel * L, count, input, products + r, h0, h1);
+            if (r < rows) update_units<V>(t, j + r, panel * L, count, input, products + r, h0, h1);
           });
         });
   }
 
-  template <class Count>
-  LSTM_FUSED_INLINE void update_unit(std::int64_t t, std::int64_t b, std::int64_t unit, Count count,
-                                     const Compute* input, const V (&product)[G], const Compute* h0, Compute* h1) {
-    V x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
-    const std::int64_t data = a.sequence.offset(t) + b;
-    Compute* const c = Cell::carries_cell ? a.c + a.sequence.column(b) * a.H + unit : nullptr;
+  // A block of units of the j-th row (W = V), or of that and the next (W = Twin<V>).
+  template <class W, class Count>
+  LSTM_FUSED_INLINE void update_units(std::int64_t t, std::int64_t j, std::int64_t unit, Count count,
+                                      const Compute* input, const V (*products)[G], const Compute* h0, Compute* h1) {
+    W x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
+    const std::int64_t b[] = {row(j), row(j + vectors<W> - 1)}, offset = a.sequence.offset(t);
+    const auto read = [&](const Compute* rows, std::int64_t ld, std::int64_t column) {
+      return gather<W>([&](int i) { return load<V>(rows + b[i] * ld + column, count); });
+    };
+    const auto write = [&](const W& value, auto place) {
+      scatter(value, [&](int i, const V& v) { store(place(b[i]), v, count); });
+    };
+    const auto cell = [&](std::int64_t b) { return a.c + a.sequence.column(b) * a.H + unit; };
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
-      x[g] = load<V>(input + g * a.H + unit, count);
-      r[g] = product[g];
+      x[g] = read(input, a.input_ld, g * a.H + unit);
+      r[g] = gather<W>([&](int i) { return products[i][g]; });
       if (a.bias_x) {
-        x[g] += load<V>(a.bias_x + g * a.H + unit, count);
-        r[g] += load<V>(a.bias_h + g * a.H + unit, count);
+        x[g] = x[g] + read(a.bias_x, 0, g * a.H + unit);
+        r[g] = r[g] + read(a.bias_h, 0, g * a.H + unit);
       }
     }
-    if constexpr (Cell::reads_h0) h_before = load<V>(h0 + b * h_ld + unit, count);
-    if constexpr (Cell::carries_cell) c_before = load<V>(c, count);
+    if constexpr (Cell::reads_h0) h_before = read(h0, h_ld, unit);
+    if constexpr (Cell::carries_cell) c_before = gather<W>([&](int i) { return load<V>(cell(b[i]), count); });
     Cell::update(x, r, h_before, c_before, s, c_after);
-    if constexpr (Cell::carries_cell) c_after = clamp<V>(c_after, a.cell_clip);
-    const V h_after = Cell::output(s, h_before, c_after);
-    if constexpr (Cell::carries_cell) store(c, c_after, count);
+    if constexpr (Cell::carries_cell) c_after = clamp<W>(c_after, a.cell_clip);
+    const W h_after = Cell::output(s, h_before, c_after);
+    if constexpr (Cell::carries_cell) write(c_after, cell);
     if (a.saved) {
 #pragma GCC unroll 8
-      for (int i = 0; i < S; ++i) store(a.saved + (data * S + i) * a.H + unit, s[i], count);
+      for (int i = 0; i < S; ++i)
+        write(s[i], [&](std::int64_t b) { return a.saved + ((offset + b) * S + i) * a.H + unit; });
     }
-    if (Cell::carries_cell && a.cells) store(a.cells + data * a.H + unit, c_after, count);
-    if (a.projection) return store(a.unprojected + b * unprojected_ld + unit, h_after, count);
-    store(h1 + b * h_ld + unit, h_after, count);
-    store(a.output + a.sequence.place(t, b) * a.output_ld + unit, h_after, count);
+    if (Cell::carries_cell && a.cells)
+      write(c_after, [&](std::int64_t b) { return a.cells + (offset + b) * a.H + unit; });
+    if (a.projection) return write(h_after, [&](std::int64_t b) { return a.unprojected + b * unprojected_ld + unit; });
+    write(h_after, [&](std::int64_t b) { return h1 + b * h_ld + unit; });
+    write(h_after, [&](std::int64_t b) { return a.output + a.sequence.place(t, b) * a.output_ld + unit; });
   }
 
   void project(std::int64_t t, Compute* h1) {
@@ -191,7 +203,7 @@ class Forward : Worker {
         my_rows(a.sequence.active(t)), share.projected_begin / width, (share.projected_end + width - 1) / width,
         Projection::packed(a.projection, a.H), Segments{1, whole_row, a.H},
         [&](std::int64_t j) { return a.unprojected + row(j) * unprojected_ld; }, [](std::int64_t, std::int64_t) {},
-        [&](std::int64_t j, std::int64_t panel, const V(&product)[projection_vectors]) {
+        Projection::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[projection_vectors]) {
           for (int v = 0; v < projection_vectors; ++v) {
             const std::int64_t p = panel * width + v * L;
             if (p >= a.P) return;
@@ -200,7 +212,7 @@ class Forward : Worker {
               store(a.output + a.sequence.place(t, row(j)) * a.output_ld + p, product[v], count);
             });
           }
-        });
+        }));
   }
 
   // The final states of this worker's rows [begin, end).

@@ -50,8 +50,12 @@ struct Product {
     return (length + pieces - 1) / pieces;
   }
 
-  // Enough independent sums to hide the latency of a fused multiply-add: 8 where the registers allow it.
-  static constexpr int panels_for(int rows) { return rows * NV >= 8 ? 1 : 8 / (rows * NV); }
+  // A few rows take several panels at once: independent sums hide the latency of a fused multiply-add, and what is
+  // loaded of a row serves them all.
+  static constexpr int panels_for(int rows) {
+    const int most = Isa::accumulators / (rows * NV);
+    return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+  }
 
   // sums += product, or = if `first`; meanwhile K cache lines from `ahead` on are fetched into L2. The sums are moved
   // to registers and back one by one: an array copied as a whole would be kept in memory. A function of its own,
@@ -110,8 +114,16 @@ struct Product {
     return Panels<Compute>::packed(data, K, panel_width);
   }
 
-  // source(j) is the j-th row; done(j, panel, V sums[NV]) takes its result; soon(j, panel) is called while there is
-  // still a product to compute, to fetch what done will read.
+  // A `done` that takes them one by one, by f(j, panel, V sums[NV]).
+  template <class F>
+  static auto row_by_row(F f) {
+    return [f](std::int64_t j, std::int64_t panel, const V(*sums)[NV], int rows) {
+      for (int r = 0; r < rows; ++r) f(j + r, panel, sums[r]);
+    };
+  }
+
+  // source(j) is the j-th row; done(j, panel, V (*sums)[NV], rows) takes the results of some rows from the j-th on;
+  // soon(j, panel) is called while there is still a product to compute, to fetch what done will read.
   template <class Source, class Soon, class Done>
   static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, const Panels<Compute>& weights,
                   const Segments& k, Source source, Soon soon, Done done) {
@@ -144,8 +156,7 @@ struct Product {
       multiply<R, panels>(RowsApart<Compute>{from}, {w, weights.panel, weights.input}, k1 - k0, first, sums,
                           w + (k1 - k0) * ahead);
       if (!last) return;
-      for (int p = 0; p < panels; ++p)
-        for (int r = 0; r < R; ++r) done(row + r, panel + p, sums[p * R + r]);
+      for (int p = 0; p < panels; ++p) done(row, panel + p, sums + p * R, R);
     };
 
     for (std::int64_t panel = panel_begin; panel < panel_end;) {

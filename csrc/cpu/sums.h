@@ -19,7 +19,7 @@ void multiply_rows(const RowsArgs<Compute>& a, std::int64_t row_begin, std::int6
   Columns::run(
       row_end - row_begin, panel_begin, panel_end, a.weights, Segments{1, whole_row, a.K},
       [&](std::int64_t j) { return a.rows + (row_begin + j) * a.rows_ld; }, [](std::int64_t, std::int64_t) {},
-      [&](std::int64_t j, std::int64_t panel, const V(&product)[sum_vectors]) {
+      Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[sum_vectors]) {
         for (int v = 0; v < sum_vectors; ++v) {
           const std::int64_t column = panel * Columns::panel_width + v * lanes<V>;
           if (column >= a.outputs) return;
@@ -29,7 +29,7 @@ void multiply_rows(const RowsArgs<Compute>& a, std::int64_t row_begin, std::int6
             store(to, a.add ? load<V>(to, count) + product[v] : product[v], count);
           });
         }
-      });
+      }));
 }
 
 // Rows of out = left^T right. A block of `right` is rearranged into panels that stay in L2, and for every tile of out
