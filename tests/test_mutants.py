@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import emulated
@@ -78,15 +80,41 @@ def test_an_explanation_is_of_one_change_alone() -> None:
     assert out_of_date([first], known) == [] and out_of_date([second], known) == known
 
 
+@dataclass
+class Workplace:
+    """The kernels of float32 as they are, which pass their tests, and what mutants of them are judged with."""
+
+    base: build.Base
+    bench: build.Bench
+    library: judge.Library
+    table: Path
+
+    def outcomes(self, *mutants: Mutant) -> list[str]:
+        found = dict(judge.judge(self.base, self.bench, self.library, self.table, mutants))
+        return [found[mutant].outcome for mutant in mutants]
+
+
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[build.Base, build.Bench, Path]:
-    """The kernels of float32 as they are, which pass their tests."""
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     if why := emulated.why_not():
         pytest.skip(f"no emulation: {why}")
     folder = tmp_path_factory.mktemp("mutants")
     base, table = build.base(folder, types=("float",)), folder / "table"
     judge.record(base, table, ["float"])
-    return base, build.Bench(folder / "bench", emulated.CSRC), table
+    library = judge.Library(base.library)
+    yield Workplace(base, build.Bench(folder / "bench", emulated.CSRC, 4), library, table)
+    library.close()
+
+
+def of_file(file: str) -> list[Mutant]:
+    return mutants(file, (emulated.CSRC / file).read_text())
+
+
+def same(text: str) -> Mutant:
+    """A mutant that puts a text in the place of an ``if``."""
+    file = "cuda/backward.cuh"
+    at = (emulated.CSRC / file).read_text().index("if (")
+    return Mutant(file, 1, 1, "none", "", text, at, at + 2, text)
 
 
 @pytest.mark.parametrize(
@@ -95,26 +123,20 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[build.Base, bui
         ("cells/lstm.h", "index", "s[1] = sigmoid"),
         ("cuda/block.cuh", "barrier", "__syncthreads"),
         ("cuda/backward.cuh", "operator", "b >= rows.end"),
+        ("cuda/launch.cuh", "operator", "count + each - 1"),
     ],
 )
-def test_planted_faults_are_found(
-    workplace: tuple[build.Base, build.Bench, Path], file: str, kind: str, part: str
-) -> None:
-    """A swapped gate, a barrier left out, a bound that is off by one."""
-    found = [m for m in mutants(file, (emulated.CSRC / file).read_text()) if m.kind == kind and part in m.was]
-    planted: Mutant = next(m for m in found if kind != "operator" or m.put == ">")
-    assert judge.judge(*workplace, planted).outcome == "killed", planted
+def test_planted_faults_are_found(workplace: Workplace, file: str, kind: str, part: str) -> None:
+    """A swapped gate, a barrier left out, a bound that is off by one, too few blocks."""
+    found = [m for m in of_file(file) if m.kind == kind and part in m.was]
+    planted = next(m for m in found if part != "b >= rows.end" or m.put == ">")
+    assert workplace.outcomes(planted) == ["killed"], planted
 
 
-def test_what_the_compiler_cannot_tell_apart_is_no_mutant(workplace: tuple[build.Base, build.Bench, Path]) -> None:
-    file = "cuda/backward.cuh"
-    text = (emulated.CSRC / file).read_text()
-    at = text.index("if (")
-    same = Mutant(file, 1, 1, "none", "", "", at, at + 2, "/* the same */ if")
-    assert judge.judge(*workplace, same).outcome == "equivalent"
-    broken = Mutant(file, 1, 1, "none", "", "", at, at + 2, "nothing of the kind")
-    assert judge.judge(*workplace, broken).outcome == "invalid"
-    file = "cells/activations.h"
-    found = mutants(file, (emulated.CSRC / file).read_text())
-    endless = next(m for m in found if "polynomial<V, k + 0>" in m.becomes)
-    assert judge.judge(*workplace, endless).outcome == "invalid"
+def test_what_the_compiler_cannot_tell_apart_is_no_mutant(workplace: Workplace) -> None:
+    """Nor what is no program; in whatever company these are judged."""
+    endless = next(m for m in of_file("cells/activations.h") if "polynomial<V, k + 0>" in m.becomes)
+    unchanged, broken = same("/* the same */ if"), same("nothing of the kind")
+    other = next(m for m in of_file("cuda/backward.cuh") if m.becomes == "if (true) return {};")
+    assert workplace.outcomes(unchanged, broken, endless, other) == ["equivalent", "invalid", "invalid", "killed"]
+    assert workplace.outcomes(unchanged) == ["equivalent"]  # the others have been taken back

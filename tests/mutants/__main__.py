@@ -6,30 +6,31 @@ Ends with status 1 if fewer than 95 % are killed, or if one survives that ``surv
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import itertools
 import json
 import random
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import emulated
 from rich.console import Console
 from rich.table import Table
 
 from . import build
-from .judge import Verdict, judge, record
+from .judge import Judged, Library, Verdict, judge, record
 from .operators import Mutant, mutants
 from .survivors import explained, explanation, out_of_date
 
 FOLDER = emulated.ROOT / "build" / "mutants"
 CELLS = ("cells/activations.h", "cells/approximate.h", "cells/gru.h", "cells/lstm.h")
 LEAST = 0.95
-Judged = tuple[Mutant, Verdict]
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
@@ -43,7 +44,7 @@ def stamp() -> str:
     here, csrc = Path(__file__).parent, emulated.CSRC
     parts = [*csrc.glob("*.h"), *csrc.glob("cells/*"), *csrc.glob("cuda/*"), *here.parent.glob("ptx/*.py")]
     parts += [*here.parent.glob("ptx/runtime/*"), *(here.parent / f"{name}.py" for name in ("cases", "oracles"))]
-    parts += [here / f"{name}.py" for name in ("build", "driver", "judge")]
+    parts += [here / f"{name}.py" for name in ("build", "driver", "judge", "resets", "steps")]
     hashed = hashlib.sha256()
     for path in sorted(parts):
         hashed.update(path.read_bytes())
@@ -63,25 +64,44 @@ def verdicts(chosen: Sequence[Mutant], jobs: int) -> Iterator[Judged]:
         return
     base, table = build.base(FOLDER), folder / "table.pickle"
     record(base, table)
-    benches: SimpleQueue[build.Bench] = SimpleQueue()
+    found: SimpleQueue[Judged | BaseException | None] = SimpleQueue()
+    batches: SimpleQueue[list[Mutant]] = SimpleQueue()
+    for batch in batched(left):
+        batches.put(batch)
+
+    def work(number: int) -> None:
+        try:
+            bench, library = build.Bench(folder / f"bench-{number}", emulated.CSRC), Library(base.library)
+            with contextlib.suppress(Empty):
+                while True:
+                    for judged in judge(base, bench, library, table, batches.get(block=False)):
+                        found.put(judged)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
     for number in range(jobs):
-        benches.put(build.Bench(folder / f"bench-{number}", emulated.CSRC))
+        threading.Thread(target=work, args=(number,), daemon=True).start()
+    with journal.open("a") as written:
+        while jobs:
+            done = found.get()
+            if isinstance(done, BaseException):
+                raise done
+            if done is None:
+                jobs -= 1
+                continue
+            mutant, verdict = done
+            print(json.dumps([key[mutant], asdict(verdict)]), file=written, flush=True)
+            yield mutant, verdict
 
-    def work(mutant: Mutant) -> Judged:
-        bench = benches.get()
-        try:
-            return mutant, judge(base, bench, table, mutant)
-        finally:
-            benches.put(bench)
 
-    with ThreadPoolExecutor(jobs) as pool, journal.open("a") as written:
-        try:
-            for done in as_completed([pool.submit(work, mutant) for mutant in left]):
-                mutant, verdict = done.result()
-                print(json.dumps([key[mutant], asdict(verdict)]), file=written, flush=True)
-                yield mutant, verdict
-        finally:
-            pool.shutdown(cancel_futures=True)  # an error is not to wait for all the others
+def batched(chosen: Sequence[Mutant]) -> Iterator[list[Mutant]]:
+    """As many at a time as a bench has copies, of one file: these change the same kernels."""
+    for _, of_file in itertools.groupby(chosen, lambda mutant: mutant.file):
+        left = list(of_file)
+        while left:
+            yield left[: build.COPIES]
+            del left[: build.COPIES]
 
 
 def show(judged: Sequence[Judged]) -> int:

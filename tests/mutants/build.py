@@ -1,28 +1,28 @@
-"""Libraries with one mutant each: only kernels whose PTX has changed are compiled, those of one layer at a time.
+"""Libraries with mutants of the kernels: many at a time, of one kernel at a time, and only where its PTX has changed.
 
-All host code, the runtime of ``ptx`` and the kernels as they are come once. A module has the kernels that one cell uses
-in one type, which are most of the way to the first test that fails.
+nvcc takes as long for its headers as for a kernel, so it gets a kernel of many copies of the sources at once, each in a
+namespace of its own, with a mutant each. The basic blocks that a mutant leaves as they are come from the library that
+has none. All host code and the runtime of ``ptx`` come once.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import emulated
 import ptx
-from ptx.build import GXX, KERNEL_FLAGS, RUNTIME, BuildError, Cache, digest, with_headers
+from ptx.build import GXX, KERNEL_FLAGS, RUNTIME, BuildError, Cache, digest, replace, with_headers
 from ptx.translate import translate
 
-from .operators import Mutant
+from . import steps
 
-STORAGES = ("float", "BFloat16", "double", "Float16")
 # What a layer may calculate in, in the order in which mutants are tried: its storage, and whether by tensor cores.
 TYPES = {
     "float": ("float", False),
@@ -33,23 +33,51 @@ TYPES = {
 }
 LATE = ("double", "Float16")  # for mutants that change nothing of the others
 CELLS = ("lstm", "gru")
+SOURCES = ("forward", "backward")
 ARCH = "compute_80"
-Module = tuple[str, str, str]  # a source beneath csrc/, a type, a cell
-KERNEL = re.compile(r"^\.visible \.entry (\w+)\(.*?^}\n", re.M | re.S)
-TENSOR_ROWS = ("0", "n1")  # what stands in the place of a product's rows in the names of such kernels
+ENTRY = re.compile(r"^\.visible \.entry (\w+)\(.*?^}\n", re.M | re.S)
+COPIES = 16  # of the sources, and so mutants at a time
+SECONDS = 300  # of a processor, that a compiler may take
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An instance of one of the two kernels."""
+
+    source: str  # forward or backward
+    type: str
+    cell: str
+    rows: int  # names the product, as in plan.h: 8 or 1 rows at once, by tensor cores split (0) or not (-1)
+
+    @property
+    def file(self) -> str:
+        return f"cuda/{self.source}.cuh"
+
+    @property
+    def stem(self) -> str:
+        return f"{self.source}-{self.type}-{self.cell}-{self.rows}"
+
+
+def kernels(types: Sequence[str]) -> list[Kernel]:
+    """In the order in which mutants are tried."""
+    return [
+        Kernel(source, name, cell, rows)
+        for name in types
+        for rows in ((0, -1) if TYPES[name][1] else (8, 1))
+        for cell in CELLS
+        for source in SOURCES
+    ]
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
 
 
 def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, preexec_fn=limited)
     if done.returncode:
-        raise BuildError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+        raise BuildError(f"{' '.join(command)}\n{done.stderr[-20000:]}")
     return done.stdout
-
-
-def reduced(text: str, storage: str) -> str:
-    """A source with explicit instantiations for one storage type alone."""
-    others = "|".join(t for t in STORAGES if t != storage)
-    return re.sub(rf"^template [^<;{{]*<(?:{others})>[^;]*;", "", text, flags=re.M)
 
 
 def includes(csrc: Path, file: str) -> set[str]:
@@ -65,20 +93,34 @@ def includes(csrc: Path, file: str) -> set[str]:
     return found
 
 
-def kernel_names(text: str) -> list[str]:
-    return re.findall(r"\.entry (\w+)", text)
+def copy_name(number: int) -> str:
+    """The namespace of a copy of the sources, and its folder."""
+    return f"m{number:02}"
 
 
-def modules(source: str, storage: str, text: str) -> dict[Module, str]:
-    """The PTX of a source for one storage type, apart. Kernels that no layer uses here are left out."""
-    rest, found = KERNEL.sub("", text), dict[Module, str]()
-    for kernel in KERNEL.finditer(text):
-        called = re.search(r"\d(Lstm|Gru)E.*?Li(n?\d+)E", kernel[1])
-        assert called is not None, kernel[1]
-        for name, used in TYPES.items():
-            if used == (storage, called[2] in TENSOR_ROWS):
-                module = (source, name, called[1].lower())
-                found[module] = found.get(module, rest) + kernel[0]
+def instance(kernel: Kernel, number: int) -> str:
+    """What makes nvcc compile a copy's kernel."""
+    name, storage = copy_name(number), TYPES[kernel.type][0]
+    storage = storage if storage in ("float", "double") else f"{name}::{storage}"
+    function = f"{kernel.source}_kernel<{name}::host::{kernel.cell.capitalize()}, {storage}, {kernel.rows}>"
+    arguments = f"const {name}::cuda::{kernel.source.capitalize()}Args<{storage}>, const {name}::cuda::Plan"
+    return (
+        f'#define lstm_fused {name}\n#include "{name}/{kernel.file}"\n#undef lstm_fused\n'
+        f"template __global__ void {name}::cuda::{function}({arguments}, std::int64_t, std::int64_t);\n"
+    )
+
+
+def of_copies(text: str) -> dict[int, str]:
+    """Each copy's part of the PTX, under the names that the sources give."""
+    rest, found = ENTRY.sub("", text), dict[int, str]()
+    copies = [int(kernel[1][5:7]) for kernel in ENTRY.finditer(text)]
+    if len(copies) > 1 and ".func" in rest:
+        raise BuildError("a function that was not inlined: which copy's?")
+    for number, kernel in zip(copies, ENTRY.finditer(text), strict=True):
+        name = f"3{copy_name(number)}"
+        common = [line for line in rest.split("\n") if name in line or not re.search(r"\dm\d\d\d", line)]
+        own = "\n".join([*common, kernel[0]]).replace(name, "10lstm_fused")
+        found[number] = re.sub(r"(?<=__BB)\d+(?=_)|(?<=__local_depot)\d+", "0", own)
     return found
 
 
@@ -88,52 +130,76 @@ class Base:
 
     folder: Path
     csrc: Path
-    sources: list[str]
-    fixed: list[Path] = field(default_factory=list)  # host code that no mutant changes, and the runtime
+    fixed: list[Path]  # host code that no mutant changes, the runtime, and the kernels
     host: dict[str, Path] = field(default_factory=dict)  # of each source: what starts its kernels
-    ptx: dict[Module, str] = field(default_factory=dict)
-    objects: dict[Module, Path] = field(default_factory=dict)
+    ptx: dict[Kernel, str] = field(default_factory=dict)
+    steps: set[str] = field(default_factory=set)  # names of basic blocks
+    files: dict[str, set[str]] = field(default_factory=dict)  # that a source's kernels are made of
 
     @property
     def library(self) -> Path:
         return self.folder / "base.so"
 
+    @property
+    def files_of_kernels(self) -> set[str]:
+        """Others beneath cuda/ are host code."""
+        return set[str]().union(*self.files.values())
+
 
 class Bench:
-    """A copy of the sources, in which one thing is changed at a time, and what is compiled of it."""
+    """Copies of the sources, in each of which one thing is changed at a time, and what is compiled of them."""
 
-    def __init__(self, folder: Path, csrc: Path) -> None:
-        self.folder, self.csrc = folder, folder / "csrc"
+    def __init__(self, folder: Path, csrc: Path, copies: int = COPIES) -> None:
+        self.folder, self.csrc, self.host_csrc = folder, csrc, folder / "host"
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(csrc, self.csrc)
+        for place in (*(folder / copy_name(number) for number in range(copies)), self.host_csrc):
+            shutil.copytree(csrc, place, ignore=shutil.ignore_patterns("cpu", "*.cpp"))
+        for number in range(copies):
+            for path in (folder / copy_name(number)).rglob("*h"):  # else all copies are one to ``#pragma once``
+                os.utime(path, (number, number))
+        for source in SOURCES:  # kernels that do nothing: the compiler has less to do
+            path = self.host_csrc / "cuda" / f"{source}.cuh"
+            body = re.compile(rf"({source}_kernel\([^)]*\) ){{\n.*?^}}", re.M | re.S)
+            path.write_text(body.sub(r"\1{}", path.read_text()))
 
-    def ptx(self, source: str, storage: str) -> dict[Module, str]:
-        path = Path(source)
-        name = path.with_name(f"{path.stem}-{storage}.cu")  # beside the source: the same relative includes
-        (self.csrc / name).write_text(reduced((self.csrc / source).read_text(), storage))
-        run([nvcc(), "-std=c++20", f"-arch={ARCH}", "-ptx", str(name), "-o", "../kernels.ptx"], self.csrc)
-        return modules(source, storage, (self.folder / "kernels.ptx").read_text())
+    def put(self, number: int, file: str, text: str) -> None:
+        """Writes a file of a copy."""
+        path = self.folder / copy_name(number) / file
+        path.write_text(text)
+        os.utime(path, (number, number))
 
-    def kernels(self, module: Module, text: str) -> Path:
-        """The object of translated kernels, compiled in the least time."""
-        code = self.folder / file_name(module)
-        code.write_text(translate(text, int(ARCH[-2:])).code)
-        target = code.with_suffix(".o")
-        run([*compiler(0), code.name, "-o", target.name], self.folder)
+    def ptx(self, kernel: Kernel, copies: Sequence[int]) -> dict[int, str]:
+        """A kernel of each of these copies."""
+        (self.folder / "kernels.cu").write_text("".join(instance(kernel, number) for number in copies))
+        command = [nvcc(), "-std=c++20", f"-arch={ARCH}", "-ptx", "kernels.cu", "-o", "kernels.ptx"]
+        run(command, self.folder)
+        return of_copies((self.folder / "kernels.ptx").read_text())
+
+    def kernels(self, base: Base, name: str, translated: Mapping[int, steps.Translated]) -> Path:
+        """A library of translated kernels, which puts one in the place of the base's when its copy's name is called."""
+        code, target = self.folder / f"{name}.cpp", self.folder / f"{name}.so"
+        code.write_text(steps.source(translated.values(), base.steps))
+        run([*compiler(0), code.name, "-o", "kernels.o"], self.folder)
+        run([*GXX, "-shared", "-Wl,-Bsymbolic", "kernels.o", str(base.library), "-o", target.name], self.folder)
         return target
 
     def host(self, source: str) -> Path:
         """The object of what starts a source's kernels, for all storage types."""
-        target = self.folder / f"{Path(source).stem}-host.o"
+        target = self.folder / f"{source}-host.o"
         command = [nvcc(), "-std=c++20", f"-arch={ARCH}", "-cudart", "none", "-Xcompiler", "-fPIC,-w"]
-        run([*command, "-c", source, "-o", str(target)], self.csrc)
+        run([*command, "-c", f"cuda/{source}.cu", "-o", str(target)], self.host_csrc)
         return target
 
-    def link(self, base: Base, host: dict[str, Path], objects: dict[Module, Path], target: Path) -> Path:
-        """A library, of the base's parts where there are no others."""
-        parts = [*base.fixed, *(base.host | host).values(), *(base.objects | objects).values()]
-        run([*GXX, "-shared", "-Wl,-Bsymbolic", *map(str, parts), "-ldl", "-o", str(target)], self.folder)
-        return target
+
+def link(base: Base, host: Mapping[str, Path], target: Path) -> Path:
+    """A library, of the base's parts where there are no others."""
+    parts = [*base.fixed, *(base.host | dict(host)).values()]
+    run([*GXX, "-shared", "-Wl,-Bsymbolic", *map(str, parts), "-ldl", "-o", str(target)], target.parent)
+    return target
+
+
+def translated(text: str, use: str = "") -> steps.Translated:
+    return steps.apart(translate(text, int(ARCH[-2:])).code, use)
 
 
 def compiler(optimize: int) -> list[str]:
@@ -146,40 +212,35 @@ def nvcc() -> str:
     return str(found)
 
 
-def file_name(module: Module) -> str:
-    return "-".join([Path(module[0]).stem, *module[1:]]) + ".cpp"
-
-
 def base(folder: Path, csrc: Path = emulated.CSRC, types: Sequence[str] = tuple(TYPES)) -> Base:
     """Compiles everything as it is; what has not changed since the last time is there already."""
     emulation = emulated.ROOT / "build" / "emulated"  # whose host code and runtime are the same
-    cache, bench = Cache(emulation / "ptx-cache", Path(nvcc())), Bench(folder / "base", csrc)
+    cache, bench = Cache(emulation / "ptx-cache", Path(nvcc())), Bench(folder / "base", csrc, 1)
     runtime = [cache.runtime(path) for path in sorted(RUNTIME.glob("*.cpp")) if path.stem != "program"]
-    sources = sorted(str(path.relative_to(csrc)) for path in (csrc / "cuda").glob("*.cu"))
-    made = Base(folder, csrc, sources, [*emulated.host_objects(emulation), *runtime])
-    for source in sources:
-        contents = [(csrc / file).read_bytes() for file in sorted(includes(csrc, source))]
-        made.host[source] = cache.folder / f"{Path(source).stem}-{digest([source], *contents)}-host.o"
+    made = Base(folder, csrc, [*emulated.host_objects(emulation), *runtime])
+
+    def key(name: str, file: str) -> str:
+        contents = [(csrc / part).read_bytes() for part in sorted(includes(csrc, file))]
+        return f"{name}-{digest([name, ARCH], *contents)}"
+
+    for source in SOURCES:
+        made.files[source] = includes(csrc, f"cuda/{source}.cuh")
+        made.host[source] = cache.folder / f"{key(source, f'cuda/{source}.cu')}-host.o"
         if not made.host[source].exists():
             bench.host(source).rename(made.host[source])
-        for storage in {TYPES[name][0]: None for name in types}:
-            made.ptx |= {module: text for module, text in bench.ptx(source, storage).items() if module[1] in types}
-
-    def compiled(module: Module) -> Path:
-        code = bench.folder / file_name(module)
-        code.write_text(translate(made.ptx[module], int(ARCH[-2:])).code)
-        key = digest(compiler(1), *with_headers(code))
-        return cache.made(code.stem, ".o", key, [*compiler(1), str(code)])
-
-    with ThreadPoolExecutor(2) as pool:
-        made.objects = dict(zip(made.ptx, pool.map(compiled, made.ptx), strict=True))
-    bench.link(made, {}, {}, made.library)
+    for kernel in kernels(types):
+        kept = cache.folder / f"{key(kernel.stem, kernel.file)}.ptx"
+        if not kept.exists():
+            replace(kept, bench.ptx(kernel, [0])[0])
+        made.ptx[kernel] = kept.read_text()
+        one = translated(made.ptx[kernel])
+        code = bench.folder / f"{kernel.stem}.cpp"
+        code.write_text(steps.source([one], made.steps))
+        made.steps |= one.steps.keys()
+        name = digest(compiler(1), *with_headers(code))
+        made.fixed.append(cache.made(code.stem, ".o", name, [*compiler(1), str(code)]))
+    link(made, {}, made.library)
     return made
-
-
-def affected(base: Base, mutant: Mutant) -> list[str]:
-    """The sources that the mutant is compiled in."""
-    return [source for source in base.sources if mutant.file in includes(base.csrc, source)]
 
 
 def code_of(object_file: Path) -> str:

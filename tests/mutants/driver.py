@@ -1,14 +1,16 @@
 """What a mutant must pass: small layers against the oracle, on small devices, under every plan, check and schedule.
 
-Runs in a process of its own, which has the library in the package's place. A result may be twice as far from the
+Runs in processes of their own, which have the library in the package's place. A result may be twice as far from the
 oracle's as that of the kernels as they are, plus half an eps: so a mutant must be wrong, not merely different, to fail.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pickle
+import resource
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ import oracles
 import torch
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from cases import Case
 
 DTYPES = {
@@ -32,10 +36,12 @@ DTYPES = {
 EPS = {name: 2.0**-10 if name == "tf32" else torch.finfo(dtype).eps for name, dtype in DTYPES.items()}
 PLANS = ("block", "grid", "step")
 SEEDS = (1, 2, 0)  # of the order of warps and blocks
+SECONDS = 600  # of a processor, that a mutant's tests may take; the unchanged kernels take a few dozen
 LIMIT = 100_000_000  # instructions of a launch, many times what any here takes
 # By type and case: the oracle's results, and how far ours may be.
 Table = dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]]
 Layers = Sequence[tuple[str, str]]  # types and cells
+Uses = Sequence[tuple[str, str]]  # libraries of kernels, and the functions in them that put these in place of others
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
     """Layers and devices. Each shape is the least that reaches some part of the kernels."""
     from cases import Case
 
+    from .resets import ResetCase
+
     tiled = name == "tf32" or DTYPES[name].itemsize == 2
     medium, small = (MEDIUM_OF_TILES, SMALL_OF_TILES) if tiled else (MEDIUM, SMALL)
     clips: dict[str, Any] = {"grad_clip": 0.05, "cell_clip": 0.2 if cell == "lstm" else None}
@@ -71,6 +79,9 @@ def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
     yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), small
     if tiled:  # rows of whole 16 bytes, more than a tile of them, and more tiles of units than warps
         yield Case(T=2, B=17, H=40, **given), LARGE
+    # Rows that begin anew on the way, in given states or in none.
+    yield ResetCase(T=4, B=11, H=7, bidirectional=True, **given), small
+    yield ResetCase(T=3, B=2, H=9, bidirectional=True, restart=False, **given), LARGE
     # Gates at their limits.
     yield Case(T=1, B=3, H=5, gain=300.0, **given), LARGE
 
@@ -93,6 +104,10 @@ def results(case: Case) -> dict[str, Any]:
 
     import lstm_fused
 
+    from . import resets
+
+    if isinstance(case, resets.ResetCase):
+        return resets.ours(case)
     found = cases.run_module(case, 0, lstm_fused)
     given = cases.data(case, 0)
     module = cases.build(case, lstm_fused, case.dtype)
@@ -112,6 +127,10 @@ def results(case: Case) -> dict[str, Any]:
 def exact(case: Case) -> dict[str, Any]:
     import cases
 
+    from . import resets
+
+    if isinstance(case, resets.ResetCase):
+        return resets.wanted(case)
     num = oracles.EXTENDED if case.dtype == torch.float64 else oracles.FLOAT64
     wanted = cases.run_oracle(case, 0, num)
     return wanted | {f"{name} without gradients": wanted[name] for name in ("output", "h_n")}
@@ -142,13 +161,24 @@ def record(path: Path, layers: Layers) -> None:
     path.write_bytes(pickle.dumps(table))
 
 
-def check(path: Path, layers: Layers) -> str:
+def reaches(rows: int | None, case: Case, plan: str) -> bool:
+    """Whether a layer's products are of so many rows (as plan.h names products); None: any."""
+    if rows is None:
+        return True
+    if rows <= 0:
+        return (rows == -1) == (plan == "block")
+    return (rows == 1) == (case.B < 3)
+
+
+def check(path: Path, layers: Layers, rows: int | None = None, seeds: Sequence[int] = SEEDS) -> str:
     """How the loaded library fails; empty if it passes."""
     table: Table = pickle.loads(path.read_bytes())
-    for seed in SEEDS:
+    for seed in seeds:
         for name, case, device in ((of, *run) for of, cell in layers for run in runs(of, cell)):
             wanted, bounds = table[name, case.id]
             for plan in PLANS:
+                if not reaches(rows, case, plan):
+                    continue
                 configure(name, plan, device, seed)
                 try:
                     ours = results(case)
@@ -167,13 +197,53 @@ def fault() -> str:
     return str(library.ptx_last_fault().decode()).partition("\n")[0][:200]
 
 
-def run(library: str, path: str, layers: Layers, recording: bool, said: Any) -> None:
-    """A child's work: loads the library in the package's place and sends how it fails through the pipe ``said``."""
+@dataclass(frozen=True)
+class Task:
+    """What a process is to do with the library that it has."""
+
+    table: Path
+    layers: Layers
+    rows: int | None = None  # of the products that count, see ``reaches``
+    uses: Uses = ()
+    seeds: Sequence[int] = SEEDS
+    recording: bool = False  # writes the table
+
+    def done(self) -> str:
+        for library, function in self.uses:
+            ctypes.CDLL(library)[function]()
+        if self.recording:
+            record(self.table, self.layers)
+            return ""
+        return check(self.table, self.layers, self.rows, self.seeds)
+
+
+def in_fork(task: Task) -> str:
+    """Does it in a copy of this process, whatever becomes of that."""
+    end, begin = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+            said = task.done()
+        except BaseException:
+            said = f"error: {traceback.format_exc()[-1500:]}"
+        os.write(begin, said.encode()[:4000])
+        os._exit(0)
+    os.close(begin)
+    with os.fdopen(end, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    return said if status == 0 else f"the process ended with {os.waitstatus_to_exitcode(status)}"
+
+
+def serve(library: str, asked: Connection) -> None:
+    """Loads the library in the package's place, and does with it each task that comes, in a process for each."""
     os.environ |= {"LSTM_FUSED_LIBRARY": library}
     torch.set_num_threads(1)
-    try:
-        if recording:
-            record(Path(path), layers)
-        said.send("" if recording else check(Path(path), layers))
-    except BaseException:
-        said.send(f"error: {traceback.format_exc()[-1500:]}")
+    import cases  # noqa: F401 (so that not every process does)
+
+    import lstm_fused  # noqa: F401
+
+    with contextlib.suppress(EOFError):
+        while True:
+            asked.send(in_fork(asked.recv()))
