@@ -112,13 +112,13 @@ def instance(kernel: Kernel, number: int) -> str:
 
 def of_copies(text: str) -> dict[int, str]:
     """Each copy's part of the PTX, under the names that the sources give."""
-    rest, found = ENTRY.sub("", text), dict[int, str]()
+    rest, found = ENTRY.sub("", re.sub(r"^\s*(//.*)?\n", "", text, flags=re.M)), dict[int, str]()
     copies = [int(kernel[1][5:7]) for kernel in ENTRY.finditer(text)]
     if len(copies) > 1 and ".func" in rest:
         raise BuildError("a function that was not inlined: which copy's?")
     for number, kernel in zip(copies, ENTRY.finditer(text), strict=True):
         name = f"3{copy_name(number)}"
-        common = [line for line in rest.split("\n") if name in line or not re.search(r"\dm\d\d\d", line)]
+        common = [line for line in rest.split("\n") if name in line or not re.search(r"3m\d\d", line)]
         own = "\n".join([*common, kernel[0]]).replace(name, "10lstm_fused")
         found[number] = re.sub(r"(?<=__BB)\d+(?=_)|(?<=__local_depot)\d+", "0", own)
     return found

@@ -12,13 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ResetCase(Case):
-    """Of one layer; with states that its rows begin anew in, else from zero."""
+    """Of one layer."""
 
-    restart: bool = True
+    restart: bool = True  # in given states, not in zeros
+    nan: bool = False  # these, and some initial ones, have all bits set, as memory that nobody has written yet
 
     @property
     def id(self) -> str:
-        return f"{super().id}-resets{'' if self.restart else '0'}"
+        return f"{super().id}-resets{'' if self.restart else '0'}{'-nan' if self.nan else ''}"
 
 
 class Given:
@@ -35,6 +36,10 @@ class Given:
         self.states = [self.tensors[name] for name in states]
         self.restart = [restart[i].clone() for i in range(len(states))] if case.restart else []
         self.weights = {name: torch.from_numpy(array).to(dtype).clone() for name, array in of.parameters.items()}
+        if case.nan:
+            words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+            for tensor in (self.states[0][:, 1], self.restart[0]):
+                tensor.fill_(torch.full((), -1, dtype=words).view(dtype))
         for tensor in self.leaves.values():
             tensor.requires_grad_()
 
@@ -49,10 +54,13 @@ class Given:
         }
 
     def results(self, output: Tensor, final: list[Tensor]) -> dict[str, Any]:
-        """With the gradients."""
-        cotangents = [tensor for name, tensor in self.tensors.items() if name.startswith("d_")]
-        grads = torch.autograd.grad([output, *final], list(self.leaves.values()), cotangents)
+        """With the gradients; of a case without states to restart in, those of its last states alone."""
         found = {"output": output, **{f"final{i}": state for i, state in enumerate(final)}}
+        if self.case.nan:  # whose gradients say little: what is 0 times NaN?
+            return {name: tensor.detach().double().numpy() for name, tensor in found.items()}
+        cotangents = [tensor for name, tensor in self.tensors.items() if name.startswith("d_")]
+        first = int(not self.case.restart)
+        grads = torch.autograd.grad([output, *final][first:], list(self.leaves.values()), cotangents[first:])
         found |= {f"d_{name}": grad for name, grad in zip(self.leaves, grads, strict=True)}
         return {name: tensor.detach().double().numpy() for name, tensor in found.items()}
 

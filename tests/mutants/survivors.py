@@ -21,7 +21,32 @@ class Survivor:
     times: int = 1  # how many places of the file with this line may survive
 
 
+ANY_FIRST_STAGED = (
+    "Equivalent: a product that stages is aimed before it multiplies, so what it begins with is never read."
+)
+REGISTERS_ALONE = (
+    "Equivalent: how many blocks a multiprocessor is to hold tells ptxas what registers to use, and no more."
+)
+IN_GRID = "plan.kind == Kind::grid"
 SURVIVORS = (
+    Survivor(
+        "cells/activations.h",
+        "return above > high ? high : above;",
+        ("return above >= high ? high : above;",),
+        "Equivalent: where both are the same, either is the result.",
+    ),
+    Survivor(
+        "cells/activations.h",
+        "const V above = x < low ? low : x;",
+        ("const V above = x <= low ? low : x;",),
+        "Equivalent: where both are the same, either is the result. (Of zeros with two signs no limit is one.)",
+    ),
+    Survivor(
+        "cells/lstm.h",
+        "static constexpr bool reads_h0 = false; // the cell update uses h_{t-1} beside U h_{t-1}",
+        ("static constexpr bool reads_h0 = true; // the cell update uses h_{t-1} beside U h_{t-1}",),
+        "Equivalent: h_{t-1} is read, and the LSTM's derivative has no use for it.",
+    ),
     Survivor(
         "cuda/backward.cu",
         "for (std::int64_t step = steps - 1; step >= -1 && error.empty(); --step) {",
@@ -29,10 +54,90 @@ SURVIVORS = (
         "Equivalent: a step -2 has no rows, so nothing is started for it.",
     ),
     Survivor(
+        "cuda/backward.cuh",
+        "const int before = has_previous ? steps.data_row(step - 1, b) : 0;",
+        ("const int before = has_previous ? steps.data_row(step - 1, b) : 1;",),
+        "Equivalent: where there is no previous step, nobody asks for its row.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
+        "if constexpr (Cell::carries_cell) {",
+        ("if constexpr (true) {",),
+        "Equivalent, of the one in load_given: the GRU's derivative has no use for c, so the compiler leaves it out.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
+        "each_item(product, units.begin, {all.begin, all.end < now ? all.end : now},",
+        (
+            "each_item(product, units.begin, {all.begin, all.end <= now ? all.end : now},",
+            "each_item(product, units.begin, {all.begin, false ? all.end : now},",
+        ),
+        "Equivalent: rows of later blocks lie beyond the rows of one product, of which no lane has items; where the "
+        "two ends are the same, either is right.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
+        "__global__ void __launch_bounds__(threads, 1)",
+        ("__global__ void __launch_bounds__(threads, 0)", "__global__ void __launch_bounds__(threads, 2)"),
+        REGISTERS_ALONE,
+    ),
+    Survivor(
+        "cuda/block.cuh",
+        f": arrived({IN_GRID} ? arrived + blockIdx.x : nullptr), hint(hint), counted(hint ? counted : 1) {{}}",
+        (
+            ": arrived(true ? arrived + blockIdx.x : nullptr), hint(hint), counted(hint ? counted : 1) {}",
+            f": arrived({IN_GRID} ? arrived + blockIdx.x : nullptr), hint(hint), counted(false ? counted : 1) {{}}",
+        ),
+        "Equivalent in results: a block that meets nobody else waits for itself alone; and a hint that comes when one "
+        "warp has written is but earlier, for data says itself whether it is there.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "__device__ bool goes_on(int step, int b) const { return step > 0 && b < steps.active(step - 1); }",
+        ("__device__ bool goes_on(int step, int b) const { return step >= 0 && b < steps.active(step - 1); }",),
+        "Equivalent: step -1 has no active rows.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "const bool written = step > begin && goes_on(step, b);",
+        ("const bool written = step >= begin && goes_on(step, b);",),
+        "Equivalent: a launch that begins after step 0 is of plan step, which keeps no rows and awaits none.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "if (plan.kept && written) return {kept_row<Storage>(plan, step - 1, row_of_block(plan, b)), false};",
+        ("if (false) return {kept_row<Storage>(plan, step - 1, row_of_block(plan, b)), false};",),
+        "Equivalent in results: the block's own rows of the output have the same numbers, only further away.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "if constexpr (Cell::carries_cell) c1 = host::clamp(number(c1), a.cell_clip);",
+        ("if constexpr (true) c1 = host::clamp(number(c1), a.cell_clip);",),
+        "Equivalent: the GRU's c1 is read by nobody.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "__global__ void __launch_bounds__(threads, 1)",
+        ("__global__ void __launch_bounds__(threads, 0)", "__global__ void __launch_bounds__(threads, 2)"),
+        REGISTERS_ALONE,
+    ),
+    Survivor(
         "cuda/product.cuh",
         "first_staged = -1;",
         ("first_staged = 1;", "first_staged = -2;"),
         "Equivalent: a pass over the columns begins at a multiple of 32, so all of these stand for no pass.",
+    ),
+    Survivor(
+        "cuda/product.cuh",
+        "int first_staged = -1;",
+        ("int first_staged = 1;", "int first_staged = -0;", "int first_staged = -2;"),
+        ANY_FIRST_STAGED,
+    ),
+    Survivor(
+        "cuda/product.cuh",
+        "first_staged = begin;",
+        (";",),
+        "Equivalent in results: what is staged is staged once more.",
     ),
     Survivor(
         "cuda/product.cuh",
