@@ -79,6 +79,7 @@ def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
     yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), small
     if tiled:  # rows of whole 16 bytes, more than a tile of them, and more tiles of units than warps
         yield Case(T=2, B=17, H=40, **given), LARGE
+        yield Case(T=3, B=17, H=40, packed=True, bidirectional=True, **given), LARGE  # some blocks are done early
         yield ResetCase(T=3, B=17, H=40, nan=True, **given), LARGE
     # Rows that begin anew on the way, in given states or in none.
     yield ResetCase(T=4, B=11, H=7, bidirectional=True, **given), small

@@ -82,6 +82,70 @@ SURVIVORS = (
         REGISTERS_ALONE,
     ),
     Survivor(
+        "cuda/backward.cuh",
+        "if (any) meeting.arrive();",
+        ("if (true) meeting.arrive();",),
+        "Equivalent in results: it counts where there is a hint alone, and one that comes too early is but early.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
+        "if (same) look_ahead(step - 1, end, all, given);",
+        ("if (true) look_ahead(step - 1, end, all, given);",),
+        "Equivalent in results: what is read ahead in vain is read again by run_rows, which aims again, too.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
+        "const int now = steps.active(step), later = steps.active(step + 1), most = now > later ? now : later;",
+        (
+            "const int now = steps.active(step), later = steps.active(step + 1), most = false ? now : later;",
+            "const int now = steps.active(step), later = steps.active(step + 1), most = now >= later ? now : later;",
+        ),
+        "Equivalent: source_rows has none beyond `later`; where both are the same, either is right.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
+        "product.aim(source_rows(step, end, {all.begin, all.end < most ? all.end : most}, later));",
+        (
+            "product.aim(source_rows(step, end, {all.begin, true ? all.end : most}, later));",
+            "product.aim(source_rows(step, end, {all.begin, all.begin < most ? all.end : most}, later));",
+            "product.aim(source_rows(step, end, {all.begin, all.end <= most ? all.end : most}, later));",
+        ),
+        "Equivalent: source_rows has none beyond `later`, which is at most `most`.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
+        "if (plan.kept) return {kept_row<Storage>(plan, step + 1, row_of_block(plan, b)), false};",
+        (
+            "if (plan.kept) return {kept_row<Storage>(plan, step - 1, row_of_block(plan, b)), false};",
+            "if (plan.kept) return {kept_row<Storage>(plan, step + 1, row_of_block(plan, b)), true};",
+        ),
+        "Equivalent: of a step only whether it is even counts; and plan block, which keeps rows, awaits none.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
+        "template <int gate = 0>",
+        ("template <int gate = 1>",),
+        "Equivalent: of every cell the first two gates lie where they belong, so their shift is the same: none.",
+    ),
+    Survivor(
+        "cuda/block.cuh",
+        "if (arrived && hint && threadIdx.x % 32 == 0 && threadIdx.x / 32 < counted)",
+        ("if (arrived && hint && threadIdx.x % 32 == 0 && threadIdx.x / 32 <= counted)",),
+        "Equivalent in results: one warp more counts, so the hint comes earlier.",
+    ),
+    Survivor(
+        "cuda/block.cuh",
+        "if (!arrived || !hint) __syncthreads();",
+        ("if (true) __syncthreads();", "if (arrived || !hint) __syncthreads();"),
+        "Equivalent in results: a barrier that is not needed. (There is a hint in plan grid alone, which counts.)",
+    ),
+    Survivor(
+        "cuda/block.cuh",
+        'if (hint) asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(arrived) : "memory");',
+        ('if (false) asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(arrived) : "memory");',),
+        "Equivalent: the other branch does the same with more order.",
+    ),
+    Survivor(
         "cuda/block.cuh",
         f": arrived({IN_GRID} ? arrived + blockIdx.x : nullptr), hint(hint), counted(hint ? counted : 1) {{}}",
         (
@@ -90,6 +154,49 @@ SURVIVORS = (
         ),
         "Equivalent in results: a block that meets nobody else waits for itself alone; and a hint that comes when one "
         "warp has written is but earlier, for data says itself whether it is there.",
+    ),
+    Survivor(
+        "cuda/block.cuh",
+        "unsigned count = 0;",
+        ("unsigned count = 1;",),
+        "Equivalent: the loop reads it before it is asked for.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "for (int row = mine.begin; row < mine.end; row += product.rows)",
+        ("for (int row = mine.begin; row <= mine.end; row += product.rows)",),
+        "Equivalent in results: a pass over no rows, in which all warps take part.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "if (same && more) meeting.arrive();",
+        ("if (true) meeting.arrive();", "if (same || more) meeting.arrive();"),
+        "Equivalent in results: it counts where there is a hint alone, and one that comes too early is but early.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "if constexpr (items > 1) put(i, b, unit), save(step, end, b, unit, same, given[i]);",
+        ("if constexpr (items > 1) put(i, b, unit), save(step, begin, b, unit, same, given[i]);",),
+        "Equivalent: several items are of plan block, whose launch ends with the sequence; so each row's c is written "
+        "where the row ends.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "const bool more = step + 1 < end && mine.begin < mine.end;",
+        ("const bool more = step + 1 <= end && mine.begin < mine.end;",),
+        "Equivalent in results: blocks of the same rows meet once more than they need, all of them.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "given.carried = h0 ? load_fresh(h0 + unit) : Compute(0);",
+        ("given.carried = h0 ? load(h0 + unit) : Compute(0);",),
+        "Equivalent: the unit is the block's own, so nobody else writes its state, and L1 is coherent within a block.",
+    ),
+    Survivor(
+        "cuda/forward.cuh",
+        "unsigned word = 0;",
+        ("unsigned word = 1;",),
+        "Equivalent: with a hint it is set before it is stored, without one it is not stored.",
     ),
     Survivor(
         "cuda/forward.cuh",
@@ -120,6 +227,12 @@ SURVIVORS = (
         "__global__ void __launch_bounds__(threads, 1)",
         ("__global__ void __launch_bounds__(threads, 0)", "__global__ void __launch_bounds__(threads, 2)"),
         REGISTERS_ALONE,
+    ),
+    Survivor(
+        "cuda/product.cuh",
+        "for (int i = 0; i < plan.units_per_block * per_unit; ++i) {",
+        ("for (int i = 0; i <= plan.units_per_block * per_unit; ++i) {",),
+        "Equivalent: beyond the block's units there is no row, and the loop goes on.",
     ),
     Survivor(
         "cuda/product.cuh",
