@@ -51,6 +51,16 @@ struct ScaledExp {
   V scale, q;  // e^x = scale * (1 + q)
 };
 
+// The greater of x and low, the lesser of x and high; NaN where x is.
+template <class V>
+LSTM_FUSED_INLINE V at_least(const V& x, const V& low) {
+  return x < low ? low : x;
+}
+template <class V>
+LSTM_FUSED_INLINE V at_most(const V& x, const V& high) {
+  return x > high ? high : x;
+}
+
 template <class V>
 LSTM_FUSED_INLINE V clamp(const V& x, element_t<V> least, element_t<V> most) {
   return at_most<V>(at_least<V>(x, broadcast<V>(least)), broadcast<V>(most));

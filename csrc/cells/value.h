@@ -46,16 +46,6 @@ LSTM_FUSED_INLINE V broadcast(element_t<V> x) {
   return x - V{};  // x - 0 is x, whatever its sign: a plain broadcast; 0 + x would be an addition
 }
 
-// The greater of x and low, the lesser of x and high; NaN where x is.
-template <class V>
-LSTM_FUSED_INLINE V at_least(const V& x, const V& low) {
-  return x < low ? low : x;
-}
-template <class V>
-LSTM_FUSED_INLINE V at_most(const V& x, const V& high) {
-  return x > high ? high : x;
-}
-
 // A product that is no part of a fused multiply-add. In a sum of two products either may be: this decides which, where
 // a compiler would not choose the same in every kernel. To it, an empty instruction may have changed the value.
 template <class V>

@@ -2,6 +2,7 @@
 // activation is a chain of twenty operations that each take four cycles, more than a processor sees past.
 #pragma once
 
+#include "../cells/activations.h"
 #include "simd.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {

@@ -31,14 +31,14 @@ IN_GRID = "plan.kind == Kind::grid"
 SURVIVORS = (
     Survivor(
         "cells/activations.h",
-        "return above > high ? high : above;",
-        ("return above >= high ? high : above;",),
+        "return x > high ? high : x;",
+        ("return x >= high ? high : x;",),
         "Equivalent: where both are the same, either is the result.",
     ),
     Survivor(
         "cells/activations.h",
-        "const V above = x < low ? low : x;",
-        ("const V above = x <= low ? low : x;",),
+        "return x < low ? low : x;",
+        ("return x <= low ? low : x;",),
         "Equivalent: where both are the same, either is the result. (Of zeros with two signs no limit is one.)",
     ),
     Survivor(
