@@ -24,9 +24,12 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() and _in_onnx_export()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _in_onnx_export() -> bool:  # Dynamo, which a second attempt of the exporter uses, takes torch's own for False
     return torch.onnx.is_in_onnx_export()
+
+
+# What torch.compiler.assume_constant_result does, which would import all of Dynamo: more than a second.
+_in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def unsupported(option: str, instead: str) -> RuntimeError:

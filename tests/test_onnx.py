@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -127,3 +129,8 @@ def test_what_onnx_has_no_operator_for(options: Any, args: Any, keywords: Any, n
         messages.append(str(error))
         error = error.__cause__ or error.__context__
     assert any("ONNX has no recurrent operator" in m and named in m for m in messages), messages
+
+
+def test_importing_the_package_does_not_import_dynamo() -> None:
+    code = "import sys, lstm_fused; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
