@@ -113,7 +113,8 @@ struct ForwardArgs {
   const Compute* reset_c = nullptr;      // [H]; null: zero
   std::int64_t chunk_steps = 1;          // steps whose W x is computed together
   bool gates_in_place = false;           // W x stands where the saved gates will: input_gates is saved
-  Compute* input_gates = nullptr;        // [N, input_ld] in place, else [chunk_steps * B, input_ld]
+  Compute* input_gates = nullptr;        // [N, input_ld] in place, else [chunk_steps * B, input_ld]; null: W x is
+                                         // multiplied within its step
   std::int64_t input_ld = 0;
   Storage* saved = nullptr;              // [N, S*H], may be the memory of input_gates; null: not kept
   Compute* cells = nullptr;              // [N, H]: c_t; null: not kept

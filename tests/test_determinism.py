@@ -61,6 +61,29 @@ def test_plans_and_thread_counts(case: Case, dtype: torch.dtype, isa: str) -> No
                 assert_same_bits(run(a), wanted, f"plan '{plan}', {threads} threads")
 
 
+MANY_ROWS = [  # under some plans a worker has 32 rows or more, and multiplies W x within the step
+    Case("lstm", T=5, B=70, I=7, H=33, bidirectional=True),
+    Case("lstm", T=5, B=70, I=300, H=33, proj=20),
+    Case("lstm", T=9, B=70, I=5, H=17, packed=True),
+    Case("gru", T=5, B=70, I=7, H=33),
+    Case("gru", T=9, B=70, I=5, H=17, packed=True, bidirectional=True),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=cases.short)
+@pytest.mark.parametrize("case", MANY_ROWS, ids=lambda c: c.id.replace("f32-", ""))
+def test_inference_has_the_bits_of_training(case: Case, dtype: torch.dtype, isa: str) -> None:
+    a = raw.arguments(replace(case, dtype=dtype))
+    with runtime.use_plan("serial"):
+        wanted = {str(i): out.detach() for i, out in enumerate(a.call())}
+    for plan in ("serial", "rows", "units"):
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            with runtime.use_plan(plan), torch.no_grad():
+                ours = {str(i): out for i, out in enumerate(a.call())}
+            assert_same_bits(ours, wanted, f"plan {plan} on {threads} threads")
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id.replace("f32-", ""))
 def test_plans_are_what_they_say(case: Case) -> None:
     """The comparison above is not of one plan with itself."""

@@ -140,8 +140,7 @@ class Backward : Worker {
     const std::int64_t begin = a.projection.data ? share.projected_begin : share.unit_begin;
     const std::int64_t end = a.projection.data ? share.projected_end : share.unit_end;
     Columns::run(
-        my_rows(a.sequence.active(t)), begin / panel_width, panels(end), a.recurrent, k,
-        [&](std::int64_t j) { return a.d_gates + (data + row(j)) * d_gates_ld; }, [](std::int64_t, std::int64_t) {},
+        my_rows(a.sequence.active(t)), begin / panel_width, panels(end), Columns::nothing,
         Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t p = panel * panel_width + v * L;
@@ -151,7 +150,8 @@ class Backward : Worker {
               store(dh, Cell::reads_h0 ? load<V>(dh, count) + product[v] : product[v], count);
             });
           }
-        }));
+        }),
+        Columns::term(a.recurrent, k, [&](std::int64_t j) { return a.d_gates + (data + row(j)) * d_gates_ld; }));
   }
 
   // With a projection: dL/dh_t in full, kept for the gradient of W_hr.
@@ -169,12 +169,9 @@ class Backward : Worker {
 
   // d(o * tanh(c)) = dL/dh_t W_hr, and on through the cell.
   void project_back(std::int64_t t, std::int64_t step) {
-    static constexpr int whole_row[] = {0};
     const std::int64_t offset = a.sequence.offset(t);
     Columns::run(
-        my_rows(a.sequence.active(t)), share.unit_begin / panel_width, panels(share.unit_end), a.projection,
-        Segments{1, whole_row, a.P}, [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * d_projected_ld; },
-        [](std::int64_t, std::int64_t) {},
+        my_rows(a.sequence.active(t)), share.unit_begin / panel_width, panels(share.unit_end), Columns::nothing,
         Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           const std::int64_t b = row(j);
           const State before = state_before(t, step, b);
@@ -184,7 +181,9 @@ class Backward : Worker {
             with_count<L>(unit, a.H,
                           [&](auto count) { differentiate_unit(offset + b, before, b, unit, count, product[v]); });
           }
-        }));
+        }),
+        Columns::term(a.projection, a.P,
+                      [&](std::int64_t j) { return a.d_projected + (offset + row(j)) * d_projected_ld; }));
   }
 
   const BackwardArgs<Storage>& a;

@@ -27,7 +27,7 @@ class Forward : Worker {
     if (!meet()) return;
     for (chunk_begin = 0; chunk_begin < a.sequence.steps; chunk_begin += a.chunk_steps) {
       const std::int64_t chunk_end = std::min(chunk_begin + a.chunk_steps, a.sequence.steps);
-      multiply_input(chunk_end);
+      if (a.input_gates) multiply_input(chunk_end);
       for (std::int64_t step = chunk_begin; step < chunk_end; ++step)
         if (!run_step(step)) return;
     }
@@ -111,16 +111,14 @@ class Forward : Worker {
     Compute* result[Input::row_block];
     std::int64_t count = 0;
     const auto multiply = [&] {
-      static constexpr int whole_row[] = {0};
-      Input::run(
-          count, share.unit_begin / L, panels(share.unit_end), Input::packed(a.input_weights, a.I),
-          Segments{1, whole_row, a.I}, [&](std::int64_t j) { return source[j]; }, [](std::int64_t, std::int64_t) {},
-          Input::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
-            with_count<L>(panel * L, a.H, [&](auto units) {
+      Input::run(count, share.unit_begin / L, panels(share.unit_end), Input::nothing,
+                 Input::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
+                   with_count<L>(panel * L, a.H, [&](auto units) {
 #pragma GCC unroll 8
-              for (int g = 0; g < G; ++g) store(result[j] + g * a.H + panel * L, product[g], units);
-            });
-          }));
+                     for (int g = 0; g < G; ++g) store(result[j] + g * a.H + panel * L, product[g], units);
+                   });
+                 }),
+                 Input::term(Input::packed(a.input_weights, a.I), a.I, [&](std::int64_t j) { return source[j]; }));
       count = 0;
     };
     for (std::int64_t step = chunk_begin; step < chunk_end; ++step) {
@@ -135,30 +133,53 @@ class Forward : Worker {
   }
 
   void update(std::int64_t step, const Compute* h0, Compute* h1) {
-    static constexpr int whole_row[] = {0};
     const std::int64_t t = a.sequence.time(step);
-    const Compute* input = input_gates(step);
-    using Recurrent = Product<G, Compute>;
-    Recurrent::run(
-        my_rows(a.sequence.active(t)), share.unit_begin / L, panels(share.unit_end),
-        Recurrent::packed(a.recurrent, a.P), Segments{1, whole_row, a.P},
-        [&](std::int64_t j) { return h0 + row(j) * h_ld; },
+    using Gates = Product<G, Compute>;
+    const auto run = [&](auto soon, auto done, const auto&... input_term) {
+      Gates::run(my_rows(a.sequence.active(t)), share.unit_begin / L, panels(share.unit_end), soon, done, input_term...,
+                 Gates::term(Gates::packed(a.recurrent, a.P), a.P, [&](std::int64_t j) { return h0 + row(j) * h_ld; }));
+    };
+    // x[0 ... rows - 1] are these rows' W x.
+    const auto update_rows = [&](std::int64_t j, std::int64_t panel, const V(*x)[G], const V(*products)[G], int rows) {
+      with_count<L>(panel * L, a.H, [&](auto count) {
+        int r = 0;
+        for (; r + 1 < rows; r += 2) update_units<Twin<V>>(t, j + r, panel * L, count, x + r, products + r, h0, h1);
+        if (r < rows) update_units<V>(t, j + r, panel * L, count, x + r, products + r, h0, h1);
+      });
+    };
+    if (!a.input_gates) {
+      run(
+          Gates::nothing,
+          [&](std::int64_t j, std::int64_t panel, const V(*sums)[G], int rows) {
+            update_rows(j, panel, sums, sums + Gates::row_block, rows);
+          },
+          Gates::term(Gates::packed(a.input_weights, a.I), a.I,
+                      [&](std::int64_t j) { return a.input + a.sequence.place(t, row(j)) * a.I; }));
+      return;
+    }
+    const Compute* const input = input_gates(step);
+    const auto place = [&](std::int64_t j, std::int64_t panel, int g) {
+      return input + row(j) * a.input_ld + g * a.H + panel * L;
+    };
+    run(
         [&](std::int64_t j, std::int64_t panel) {
-          for (int g = 0; g < G; ++g) __builtin_prefetch(input + row(j) * a.input_ld + g * a.H + panel * L);
+          for (int g = 0; g < G; ++g) __builtin_prefetch(place(j, panel, g));
         },
-        [&](std::int64_t j, std::int64_t panel, const V(*products)[G], int rows) {
+        [&](std::int64_t j, std::int64_t panel, const V(*sums)[G], int rows) {
+          V x[Gates::max_rows][G];
           with_count<L>(panel * L, a.H, [&](auto count) {
-            int r = 0;
-            for (; r + 1 < rows; r += 2) update_units<Twin<V>>(t, j + r, panel * L, count, input, products + r, h0, h1);
-            if (r < rows) update_units<V>(t, j + r, panel * L, count, input, products + r, h0, h1);
+            for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+              for (int g = 0; g < G; ++g) x[r][g] = load<V>(place(j + r, panel, g), count);
           });
+          update_rows(j, panel, x, sums, rows);
         });
   }
 
   // A block of units of the j-th row (W = V), or of that and the next (W = Twin<V>).
   template <class W, class Count>
   LSTM_FUSED_INLINE void update_units(std::int64_t t, std::int64_t j, std::int64_t unit, Count count,
-                                      const Compute* input, const V (*products)[G], const Compute* h0, Compute* h1) {
+                                      const V (*inputs)[G], const V (*products)[G], const Compute* h0, Compute* h1) {
     W x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
     const std::int64_t b[] = {row(j), row(j + vectors<W> - 1)}, offset = a.sequence.offset(t);
     const auto read = [&](const Compute* rows, std::int64_t ld, std::int64_t column) {
@@ -170,7 +191,7 @@ class Forward : Worker {
     const auto cell = [&](std::int64_t b) { return a.c + a.sequence.column(b) * a.H + unit; };
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
-      x[g] = read(input, a.input_ld, g * a.H + unit);
+      x[g] = gather<W>([&](int i) { return inputs[i][g]; });
       r[g] = gather<W>([&](int i) { return products[i][g]; });
       if (a.bias_x) {
         x[g] = x[g] + read(a.bias_x, 0, g * a.H + unit);
@@ -196,13 +217,11 @@ class Forward : Worker {
   }
 
   void project(std::int64_t t, Compute* h1) {
-    static constexpr int whole_row[] = {0};
     static constexpr int width = projection_vectors * L;
     using Projection = Product<projection_vectors, Compute>;
     Projection::run(
         my_rows(a.sequence.active(t)), share.projected_begin / width, (share.projected_end + width - 1) / width,
-        Projection::packed(a.projection, a.H), Segments{1, whole_row, a.H},
-        [&](std::int64_t j) { return a.unprojected + row(j) * unprojected_ld; }, [](std::int64_t, std::int64_t) {},
+        Projection::nothing,
         Projection::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[projection_vectors]) {
           for (int v = 0; v < projection_vectors; ++v) {
             const std::int64_t p = panel * width + v * L;
@@ -212,7 +231,9 @@ class Forward : Worker {
               store(a.output + a.sequence.place(t, row(j)) * a.output_ld + p, product[v], count);
             });
           }
-        }));
+        }),
+        Projection::term(Projection::packed(a.projection, a.H), a.H,
+                         [&](std::int64_t j) { return a.unprojected + row(j) * unprojected_ld; }));
   }
 
   // The final states of this worker's rows [begin, end).

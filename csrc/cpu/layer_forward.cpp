@@ -25,6 +25,8 @@ namespace {
 // Rows of a worker whose W x is computed together: enough that W is read seldom, few enough that the result is still in
 // cache when the recurrence takes it.
 constexpr std::int64_t chunk_rows = 96;
+// So many rows of a worker are worth reading W at every step: then W x need not be stored and read again.
+constexpr std::int64_t rows_for_input = 32;
 
 // Elements of a direction's packed matrices: W, U, (W_hr).
 template <class Storage>
@@ -180,6 +182,7 @@ struct ForwardLayer {
         return;
       }
     }
+    if (rows / plan.rows >= rows_for_input) return;
     a.input_ld = shape.G * shape.H;
     a.input_gates = mutable_data<Compute>(keep(at::empty({a.chunk_steps * shape.B, a.input_ld}, compute_options)));
   }

@@ -4,6 +4,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "layer.h"
@@ -22,7 +23,8 @@ class LayerSums {
   void multiply_rows(std::int64_t N, std::vector<RowsArgs<Compute>> terms) {
     constexpr std::int64_t block = 192;  // rows: a multiple of every tile's
     const std::int64_t outputs = terms[0].outputs, panels = divide_up(outputs, kernels.output_panel);
-    for (const RowsArgs<Compute>& term : terms) multiply_adds += N * term.K * outputs;
+    std::int64_t multiply_adds_of_all = 0;
+    for (const RowsArgs<Compute>& term : terms) multiply_adds_of_all += N * term.K * outputs;
     // Few rows make one tile, so their panels are dealt out instead.
     const bool by_rows = N >= 2 * block;
     const std::int64_t count = by_rows ? divide_up(N, block) : std::min<std::int64_t>(panels, 8);
@@ -31,7 +33,7 @@ class LayerSums {
       const std::int64_t row_begin = by_rows ? i * block : 0, row_end = by_rows ? std::min(N, row_begin + block) : N;
       const std::int64_t panel_begin = by_rows ? 0 : part(panels, i),
                          panel_end = by_rows ? panels : part(panels, i + 1);
-      tasks.push_back([=, multiply = kernels.multiply_rows](Compute*) {
+      add_task(multiply_adds_of_all / count, [=, multiply = kernels.multiply_rows](Compute*) {
         for (const RowsArgs<Compute>& term : terms) multiply(term, row_begin, row_end, panel_begin, panel_end);
       });
     }
@@ -42,21 +44,24 @@ class LayerSums {
     std::vector<bool> kept(matrix.size(0));
     for (const std::int64_t row : rows) kept[row] = true;
     const std::int64_t columns = matrix.size(1);
-    multiply_adds += (matrix.size(0) - static_cast<std::int64_t>(rows.size())) * columns;
-    tasks.push_back([=, kept = std::move(kept), to = mutable_data<Compute>(matrix)](Compute*) {
-      for (std::size_t row = 0; row < kept.size(); ++row)
-        if (!kept[row]) std::fill_n(to + row * columns, columns, Compute(0));
-    });
+    add_task((matrix.size(0) - static_cast<std::int64_t>(rows.size())) * columns,
+             [=, kept = std::move(kept), to = mutable_data<Compute>(matrix)](Compute*) {
+               for (std::size_t row = 0; row < kept.size(); ++row)
+                 if (!kept[row]) std::fill_n(to + row * columns, columns, Compute(0));
+             });
   }
 
   // out [rows, outputs] = the sum over `terms` of left^T right; left [N, rows] and right [N, outputs]. One of
   // `alike` sums, which are tasks enough together.
   void outer_sum(std::int64_t rows, std::vector<OuterSumArgs<Compute>> terms, std::int64_t alike) {
-    constexpr std::int64_t least = 48, most_tasks = 16;  // fewer rows would not repay rearranging `right`
-    for (const OuterSumArgs<Compute>& term : terms) multiply_adds += term.N * rows * term.outputs;
+    // Each task rearranges `right` for itself.
+    constexpr std::int64_t least = 48;
+    const std::int64_t most_tasks = 2 * usable_threads();
+    std::int64_t multiply_adds_of_all = 0;
+    for (const OuterSumArgs<Compute>& term : terms) multiply_adds_of_all += term.N * rows * term.outputs;
     const std::int64_t count = std::clamp<std::int64_t>(rows / least, 1, divide_up(most_tasks, alike));
     for (std::int64_t i = 0; i < count; ++i)
-      tasks.push_back([=, sum = kernels.outer_sum](Compute* scratch) {
+      add_task(multiply_adds_of_all / count, [=, sum = kernels.outer_sum](Compute* scratch) {
         for (const OuterSumArgs<Compute>& term : terms) sum(term, scratch, rows * i / count, rows * (i + 1) / count);
       });
   }
@@ -64,9 +69,8 @@ class LayerSums {
   // sums[j] = the sum of column j of a matrix [N, ld], for j < columns
   void sum_columns(std::int64_t N, std::int64_t columns, const Compute* matrix, std::int64_t ld, Compute* sums) {
     constexpr std::int64_t together = 256;  // columns: some cache lines of every row
-    multiply_adds += 8 * N * columns;
     for (std::int64_t begin = 0; begin < columns; begin += together)
-      tasks.push_back([=, sum = kernels.sum_columns](Compute*) {
+      add_task(8 * N * std::min(columns - begin, together), [=, sum = kernels.sum_columns](Compute*) {
         sum(matrix, N, ld, begin, std::min(columns, begin + together), sums);
       });
   }
@@ -76,20 +80,31 @@ class LayerSums {
     // Another process's time slice is no longer than this many; more are worth sharing even then.
     constexpr std::int64_t slice = 200'000'000;
     const std::int64_t most = contended() && multiply_adds < slice ? 1 : usable_threads();
+    std::ranges::stable_sort(tasks, std::greater{}, &Task::multiply_adds);  // the last ones to end are short
     const int threads = static_cast<int>(std::clamp<std::int64_t>(multiply_adds / worthwhile, 1, most));
     const at::Tensor scratch = at::empty({threads, kernels.outer_sum_scratch}, options);
     Compute* const base = mutable_data<Compute>(scratch);
     std::atomic<std::size_t> next{0};
     run_team(threads, [&](int member, int) {
       for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();)
-        tasks[i](base + member * kernels.outer_sum_scratch);
+        tasks[i].run(base + member * kernels.outer_sum_scratch);
     });
   }
 
  private:
+  struct Task {
+    std::int64_t multiply_adds;
+    std::function<void(Compute* scratch)> run;
+  };
+
+  void add_task(std::int64_t task_multiply_adds, std::function<void(Compute* scratch)> run) {
+    multiply_adds += task_multiply_adds;
+    tasks.push_back({task_multiply_adds, std::move(run)});
+  }
+
   const CellKernels<Storage>& kernels;
   const at::TensorOptions options;
-  std::vector<std::function<void(Compute* scratch)>> tasks;
+  std::vector<Task> tasks;
   std::int64_t multiply_adds = 0;
 };
 

@@ -114,7 +114,8 @@ struct Product {
     return Panels<Compute>::packed(data, K, panel_width);
   }
 
-  // A `done` that takes them one by one, by f(j, panel, V sums[NV]).
+  // A `soon` that has nothing to fetch, and a `done` that takes them one by one, by f(j, panel, V sums[NV]).
+  static constexpr auto nothing = [](std::int64_t, std::int64_t) {};
   template <class F>
   static auto row_by_row(F f) {
     return [f](std::int64_t j, std::int64_t panel, const V(*sums)[NV], int rows) {
@@ -122,57 +123,85 @@ struct Product {
     };
   }
 
-  // source(j) is the j-th row; done(j, panel, V (*sums)[NV], rows) takes the results of some rows from the j-th on;
-  // soon(j, panel) is called while there is still a product to compute, to fetch what done will read.
-  template <class Source, class Soon, class Done>
-  static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, const Panels<Compute>& weights,
-                  const Segments& k, Source source, Soon soon, Done done) {
+  // One factor of rows, source(j) being the j-th, with the weights that they meet.
+  template <class Source>
+  struct Term {
+    Panels<Compute> weights;
+    Segments k;
+    Source source;
+  };
+  template <class Source>
+  static Term<Source> term(const Panels<Compute>& weights, const Segments& k, Source source) {
+    return {weights, k, source};
+  }
+  // Of rows in one piece.
+  template <class Source>
+  static Term<Source> term(const Panels<Compute>& weights, std::int64_t length, Source source) {
+    static constexpr int whole_row[] = {0};
+    return {weights, {1, whole_row, length}, source};
+  }
+
+  // The products of several terms, each summed apart: done(j, panel, V (*sums)[NV], rows) takes the results of some
+  // rows from the j-th on, the first term's in sums[0 ... rows - 1], the next one's row_block further on; soon(j,
+  // panel) is called while there is still a product to compute, to fetch what done will read.
+  template <class Soon, class Done, class... Source>
+  static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, Soon soon, Done done,
+                  const Term<Source>&... terms) {
     const std::int64_t blocks = (n + row_block - 1) / row_block;
     for (std::int64_t i = 0; i < blocks; ++i)
-      run_block(n * i / blocks, n * (i + 1) / blocks, panel_begin, panel_end, weights, k, source, soon, done);
+      run_block(n * i / blocks, n * (i + 1) / blocks, panel_begin, panel_end, soon, done, terms...);
   }
 
  private:
-  template <class Source, class Soon, class Done>
+  template <class Soon, class Done, class... Source>
   static void run_block(std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end,
-                        const Panels<Compute>& weights, const Segments& k, Source source, Soon soon, Done done) {
+                        Soon soon, Done done, const Term<Source>&... terms) {
     const std::int64_t rows = row_end - row_begin;
     const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
-    const std::int64_t piece = piece_of(k.length);
-    V partial[row_block][NV];
+    constexpr int last_term = sizeof...(terms) - 1;
+    V partial[sizeof...(terms)][row_block][NV];
 
-    const auto tile = [&](auto rows_constant, auto panels_constant, std::int64_t row, std::int64_t panel, int segment,
-                          std::int64_t k0, std::int64_t k1, std::int64_t i) {
+    const auto tile = [&](auto rows_constant, auto panels_constant, const auto& term, int which, std::int64_t row,
+                          std::int64_t panel, int segment, std::int64_t k0, std::int64_t k1, std::int64_t i) {
       constexpr int R = rows_constant, panels = panels_constant;
-      const bool first = segment == 0 && k0 == 0, last = segment == k.count - 1 && k1 == k.length;
+      const Segments& k = term.k;
+      const bool first = segment == 0 && k0 == 0;
+      const bool last = which == last_term && segment == k.count - 1 && k1 == k.length;
       if (last)
         for (int r = 0; r < R; ++r) soon(row + r, panel);
       const Compute* from[R];
-      for (int r = 0; r < R; ++r) from[r] = source(row + r) + k.column[segment] * k.length + k0;
-      V(*sums)[NV] = partial + (row - row_begin) * panels;  // [panels][R][NV]
+      for (int r = 0; r < R; ++r) from[r] = term.source(row + r) + k.column[segment] * k.length + k0;
+      const std::int64_t place = (row - row_begin) * panels;  // [panels][R][NV]
+      const Panels<Compute>& weights = term.weights;
       const Compute* const w = weights.data + panel * weights.panel + (segment * k.length + k0) * weights.input;
       // While the first tiles read this piece of the panel they fetch the next one, each a part of it.
       const std::int64_t ahead = i * line < panel_width ? panel_width + i * line : 0;
-      multiply<R, panels>(RowsApart<Compute>{from}, {w, weights.panel, weights.input}, k1 - k0, first, sums,
-                          w + (k1 - k0) * ahead);
+      multiply<R, panels>(RowsApart<Compute>{from}, {w, weights.panel, weights.input}, k1 - k0, first,
+                          partial[which] + place, w + (k1 - k0) * ahead);
       if (!last) return;
-      for (int p = 0; p < panels; ++p) done(row, panel + p, sums + p * R, R);
+      for (int p = 0; p < panels; ++p) done(row, panel + p, partial[0] + place + p * R, R);
     };
 
     for (std::int64_t panel = panel_begin; panel < panel_end;) {
       const int together = tiles == 1 && panel + panels_for(rows) <= panel_end ? panels_for(rows) : 1;
-      for (int segment = 0; segment < k.count; ++segment)
-        for (std::int64_t k0 = 0; k0 < k.length; k0 += piece)
-          for (std::int64_t i = 0; i < tiles; ++i) {
-            const std::int64_t row = row_begin + rows * i / tiles, next = row_begin + rows * (i + 1) / tiles;
-            const std::int64_t k1 = std::min(k0 + piece, k.length);
-            with_rows(next - row, [&](auto R) {
-              constexpr int grouped = panels_for(R);
-              if (together == 1) tile(R, std::integral_constant<int, 1>{}, row, panel, segment, k0, k1, i);
-              else if constexpr (grouped > 1)
-                tile(R, std::integral_constant<int, grouped>{}, row, panel, segment, k0, k1, i);
-            });
-          }
+      const auto multiply_term = [&](const auto& term, int which) {
+        const std::int64_t piece = piece_of(term.k.length);
+        for (int segment = 0; segment < term.k.count; ++segment)
+          for (std::int64_t k0 = 0; k0 < term.k.length; k0 += piece)
+            for (std::int64_t i = 0; i < tiles; ++i) {
+              const std::int64_t row = row_begin + rows * i / tiles, next = row_begin + rows * (i + 1) / tiles;
+              const std::int64_t k1 = std::min(k0 + piece, term.k.length);
+              with_rows(next - row, [&](auto R) {
+                constexpr int grouped = panels_for(R);
+                if (together == 1)
+                  tile(R, std::integral_constant<int, 1>{}, term, which, row, panel, segment, k0, k1, i);
+                else if constexpr (grouped > 1)
+                  tile(R, std::integral_constant<int, grouped>{}, term, which, row, panel, segment, k0, k1, i);
+              });
+            }
+      };
+      int which = 0;
+      (multiply_term(terms, which++), ...);
       panel += together;
     }
   }

@@ -15,21 +15,19 @@ void multiply_rows(const RowsArgs<Compute>& a, std::int64_t row_begin, std::int6
                    std::int64_t panel_end) {
   using Columns = Product<sum_vectors, Compute>;
   using V = Vec<Compute>;
-  static constexpr int whole_row[] = {0};
-  Columns::run(
-      row_end - row_begin, panel_begin, panel_end, a.weights, Segments{1, whole_row, a.K},
-      [&](std::int64_t j) { return a.rows + (row_begin + j) * a.rows_ld; }, [](std::int64_t, std::int64_t) {},
-      Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[sum_vectors]) {
-        for (int v = 0; v < sum_vectors; ++v) {
-          const std::int64_t column = panel * Columns::panel_width + v * lanes<V>;
-          if (column >= a.outputs) return;
-          with_count<lanes<V>>(column, a.outputs, [&](auto count) {
-            const std::int64_t row = row_begin + j;
-            Compute* to = a.out + (a.places ? a.places[row] : row) * a.outputs + column;
-            store(to, a.add ? load<V>(to, count) + product[v] : product[v], count);
-          });
-        }
-      }));
+  Columns::run(row_end - row_begin, panel_begin, panel_end, Columns::nothing,
+               Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[sum_vectors]) {
+                 for (int v = 0; v < sum_vectors; ++v) {
+                   const std::int64_t column = panel * Columns::panel_width + v * lanes<V>;
+                   if (column >= a.outputs) return;
+                   with_count<lanes<V>>(column, a.outputs, [&](auto count) {
+                     const std::int64_t row = row_begin + j;
+                     Compute* to = a.out + (a.places ? a.places[row] : row) * a.outputs + column;
+                     store(to, a.add ? load<V>(to, count) + product[v] : product[v], count);
+                   });
+                 }
+               }),
+               Columns::term(a.weights, a.K, [&](std::int64_t j) { return a.rows + (row_begin + j) * a.rows_ld; }));
 }
 
 // Rows of out = left^T right. A block of `right` is rearranged into panels that stay in L2, and for every tile of out

@@ -143,7 +143,7 @@ struct Problem {
     const auto bias_x = random_values<Compute>(G * s.H), bias_h = random_values<Compute>(G * s.H);
     const auto h0 = random_values<Compute>(s.B * s.P), reset_h = random_values<Compute>(s.P),
                input = random_values<Compute>(placed * I);
-    const bool in_place = std::is_same_v<Storage, Compute> && s.T % 2 == 1;
+    const bool in_place = std::is_same_v<Storage, Compute> && s.T % 2 == 1, in_step = !in_place && s.B != 6;
     std::vector<Compute> gates(in_place ? 0 : chunk_steps * s.B * G * s.H), h(2 * s.B * row_stride<Compute>(s.P)),
         c(s.B * s.H), unprojected(s.B * row_stride<Compute>(s.H));
     ForwardArgs<Storage> args;
@@ -166,6 +166,7 @@ struct Problem {
     args.gates_in_place = in_place;
     if constexpr (std::is_same_v<Storage, Compute>) args.input_gates = in_place ? saved.data() : gates.data();
     else args.input_gates = gates.data();
+    if (in_step) args.input_gates = nullptr;
     args.input_ld = (in_place ? S : G) * s.H;
     args.saved = saved.data();
     args.cells = cells.data();
