@@ -139,19 +139,23 @@ class Forward : Worker {
       Gates::run(my_rows(a.sequence.active(t)), share.unit_begin / L, panels(share.unit_end), soon, done, input_term...,
                  Gates::term(Gates::packed(a.recurrent, a.P), a.P, [&](std::int64_t j) { return h0 + row(j) * h_ld; }));
     };
-    // x[0 ... rows - 1] are these rows' W x.
-    const auto update_rows = [&](std::int64_t j, std::int64_t panel, const V(*x)[G], const V(*products)[G], int rows) {
+    // input(r, g, count) is W x of the r-th of these rows.
+    const auto update_rows = [&](std::int64_t j, std::int64_t panel, auto input, const V(*products)[G], int rows) {
       with_count<L>(panel * L, a.H, [&](auto count) {
+        const auto update = [&](auto w, int r) {
+          update_units<decltype(w)>(
+              t, j + r, panel * L, count, [&](int i, int g) { return input(r + i, g, count); }, products + r, h0, h1);
+        };
         int r = 0;
-        for (; r + 1 < rows; r += 2) update_units<Twin<V>>(t, j + r, panel * L, count, x + r, products + r, h0, h1);
-        if (r < rows) update_units<V>(t, j + r, panel * L, count, x + r, products + r, h0, h1);
+        for (; r + 1 < rows; r += 2) update(Twin<V>{}, r);
+        if (r < rows) update(V{}, r);
       });
     };
     if (!a.input_gates) {
       run(
           Gates::nothing,
           [&](std::int64_t j, std::int64_t panel, const V(*sums)[G], int rows) {
-            update_rows(j, panel, sums, sums + Gates::row_block, rows);
+            update_rows(j, panel, [&](int r, int g, auto) { return sums[r][g]; }, sums + Gates::row_block, rows);
           },
           Gates::term(Gates::packed(a.input_weights, a.I), a.I,
                       [&](std::int64_t j) { return a.input + a.sequence.place(t, row(j)) * a.I; }));
@@ -166,20 +170,15 @@ class Forward : Worker {
           for (int g = 0; g < G; ++g) __builtin_prefetch(place(j, panel, g));
         },
         [&](std::int64_t j, std::int64_t panel, const V(*sums)[G], int rows) {
-          V x[Gates::max_rows][G];
-          with_count<L>(panel * L, a.H, [&](auto count) {
-            for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 8
-              for (int g = 0; g < G; ++g) x[r][g] = load<V>(place(j + r, panel, g), count);
-          });
-          update_rows(j, panel, x, sums, rows);
+          update_rows(
+              j, panel, [&](int r, int g, auto count) { return load<V>(place(j + r, panel, g), count); }, sums, rows);
         });
   }
 
   // A block of units of the j-th row (W = V), or of that and the next (W = Twin<V>).
-  template <class W, class Count>
-  LSTM_FUSED_INLINE void update_units(std::int64_t t, std::int64_t j, std::int64_t unit, Count count,
-                                      const V (*inputs)[G], const V (*products)[G], const Compute* h0, Compute* h1) {
+  template <class W, class Count, class Input>
+  LSTM_FUSED_INLINE void update_units(std::int64_t t, std::int64_t j, std::int64_t unit, Count count, Input input,
+                                      const V (*products)[G], const Compute* h0, Compute* h1) {
     W x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
     const std::int64_t b[] = {row(j), row(j + vectors<W> - 1)}, offset = a.sequence.offset(t);
     const auto read = [&](const Compute* rows, std::int64_t ld, std::int64_t column) {
@@ -191,7 +190,7 @@ class Forward : Worker {
     const auto cell = [&](std::int64_t b) { return a.c + a.sequence.column(b) * a.H + unit; };
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
-      x[g] = gather<W>([&](int i) { return inputs[i][g]; });
+      x[g] = gather<W>([&](int i) { return input(i, g); });
       r[g] = gather<W>([&](int i) { return products[i][g]; });
       if (a.bias_x) {
         x[g] = x[g] + read(a.bias_x, 0, g * a.H + unit);
