@@ -39,6 +39,7 @@ def test_every_program_is_tested() -> None:
         "faults_mbarrier",
         "faults_memory",
         "faults_race",
+        "faults_relaxed",
         "library",
         "limits",
         "limits_cluster",

@@ -107,6 +107,13 @@ FAULTS += [
     ("faults_bulk", "not_expected", "race", "not ordered after the cp.async, which has not been waited for"),
     ("faults_bulk", "not_expected", "unwritten", "read of unwritten shared memory"),
 ]
+FAULTS += [
+    ("faults_relaxed", "counter", "race", "data race at address"),
+    ("faults_relaxed", "counter_read", "race", "data race at address"),
+    ("faults_relaxed", "word", "race", "data race at address"),
+    ("faults_relaxed", "counted", "weak", "trap, by thread"),
+    ("faults_relaxed", "early", "weak", "trap, by thread"),
+]
 LIMIT = 2_000_000  # thread instructions: far above what the sound twins take
 
 
@@ -135,6 +142,13 @@ def test_only_its_check_finds_it(built: Builder, program: str, case: str, check:
 
 def test_a_missing_fence_is_harmless_without_weak_memory(built: Builder) -> None:
     assert run(built("faults_memory"), "stale", "planted").returncode == 0
+
+
+def test_strong_stores_pass_each_other_in_random_order(built: Builder) -> None:
+    program = built("faults_relaxed")
+    found = [run(program, "neighbours", "planted", seed=seed, check="weak").returncode for seed in range(1, 6)]
+    assert FAULT in found
+    assert all(run(program, "neighbours", "sound", seed=seed, check="all").returncode == 0 for seed in range(6))
 
 
 def test_a_report_names_source_line_kernel_and_instruction(built: Builder) -> None:

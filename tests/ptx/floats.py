@@ -78,6 +78,8 @@ def float_arithmetic(e: Emitter, i: Instruction) -> str:
         value = f"most<{kind}>({value}, 0)"
     if half:
         value = f"narrow<{i.type}>({value})"
+    elif kind == "f32" and i.name not in ("abs", "neg"):
+        value = f"one_nan({value})"
     return e.each(i, copies + e.write(i.args[0], i.type, value))
 
 

@@ -29,10 +29,9 @@ def space(i: Instruction) -> str:
 def order(i: Instruction) -> str:
     """The memory order an opcode asks for; within the block all orders are alike, as warps run one at a time."""
     strongest = i.pick("acq_rel", "acquire", "release")
-    if strongest and not i.has("cta"):
-        return f"Order::{strongest}"
-    strong = i.name in ("atom", "red") or i.has("volatile", "relaxed", "acquire", "release")
-    return "Order::relaxed" if strong else "Order::constant" if i.has("nc") else "Order::weak"
+    if strongest or i.name in ("atom", "red") or i.has("volatile", "relaxed"):
+        return "Order::block" if i.has("cta") else f"Order::{strongest or 'relaxed'}"
+    return "Order::constant" if i.has("nc") else "Order::weak"
 
 
 def count(i: Instruction) -> int:

@@ -81,6 +81,12 @@ __global__ void doubles(const double* x, double* y, int n) {
   y[i] = sum + exp(x[i]) / (1 + x[i] * x[i]);
 }
 
+// NaNs of every payload become one.
+__global__ void of_nan(unsigned* y) {
+  const float nan = __uint_as_float(~0u - threadIdx.x);
+  y[threadIdx.x] = __float_as_uint(threadIdx.x & 1 ? nan + 1 : fmaf(nan, 2, nan));
+}
+
 int main() {
   const int n = 500;
   auto x = uniforms(n, 2);
@@ -103,6 +109,12 @@ int main() {
       for (int k = 0; k < 8; ++k) sum += std::exp(d[i] * ((k * 5 + i) & 7) / 8) * std::sqrt(1.0 + k);
       compare(got[i], sum);
     }
+  }
+  Array<unsigned> nans(64);
+  of_nan<<<1, 64>>>(nans);
+  {
+    Comparison compare{"NaN", 0};
+    for (const unsigned bits : nans.host()) compare(bits, 0x7fff'ffff);
   }
   Array<float> rounded(64 * roundings);
   round_both_ways<<<1, 64>>>(dx, dd, rounded);

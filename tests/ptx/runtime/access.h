@@ -12,11 +12,12 @@ namespace ptx {
 
 // shared: the block's own, an offset. cluster: any block's of the cluster, as made by map_to_rank.
 enum class Space : u8 { generic, global, shared, cluster, local, parameter };
-// weak: an ordinary access; constant: ld.global.nc, for memory that nobody writes while the kernel runs.
-enum class Order : u8 { weak, constant, relaxed, acquire, release, acq_rel };
+// weak: an ordinary access; constant: ld.global.nc, for memory that nobody writes while the kernel runs; block: of any
+// stronger order, for threads of the block alone (.cta).
+enum class Order : u8 { weak, constant, block, relaxed, acquire, release, acq_rel };
 enum class Scope : u8 { block, device };
 
-constexpr bool is_strong(Order o) { return o >= Order::relaxed; }
+constexpr bool is_strong(Order o) { return o >= Order::block; }
 constexpr bool acquires(Order o) { return o == Order::acquire || o == Order::acq_rel; }
 constexpr bool releases(Order o) { return o == Order::release || o == Order::acq_rel; }
 

@@ -21,6 +21,9 @@ inline T most(T a, T b) {
   else return a > b ? a : b;
 }
 
+// Arithmetic in float32 makes one NaN alone, whatever NaNs it is given.
+inline f32 one_nan(f32 x) { return x == x ? x : bit_cast<f32>(0x7fff'ffffu); }
+
 inline f32 flush(f32 x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.f, x) : x; }
 
 // a * (1/b), exactly, but that 1/b is 0 for 2^126 < |b|, as the manual has it: then infinity / b is NaN.

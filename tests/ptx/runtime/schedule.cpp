@@ -19,7 +19,7 @@ u64 executed = 0;
 namespace {
 
 constexpr u8 never_written = 0xff;  // NaN in every float type
-constexpr int long_slice = 1000, longest_random_slice = 64;  // basic blocks
+constexpr int long_slice = 100, longest_random_slice = 64;  // basic blocks
 
 struct Free {
   void operator()(u8* memory) const { std::free(memory); }
@@ -131,6 +131,7 @@ class Run {
         block.ended = true;
         if (!--block.cluster->running && next_ < number_) start_next(*block.cluster);
       }
+      if (watching) watch_round_end();
       std::erase_if(residents_, [](const auto& resident) { return !resident->block.cluster->running; });
       if (!progress && !residents_.empty()) deadlock();
     }

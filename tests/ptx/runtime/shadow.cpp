@@ -36,6 +36,11 @@ bool ordered(const Warp& w, const Access& earlier, const Access& now) {
              : order.knows_all_of(now.thread, earlier.block, earlier.epoch);
 }
 
+// Strong accesses do not race, if each is strong for the other's thread.
+bool both_strong(const Access& a, const Access& b) {
+  return a.strong && b.strong && (a.block == b.block || !(a.near || b.near));
+}
+
 [[noreturn]] void race(const Warp& w, int lane, const Site& site, const char* now, const char* before, u64 address,
                        const Access& earlier) {
   const Grid& grid = *w.block->grid;
@@ -51,13 +56,13 @@ void check_against_write(const Cell& cell, const Access& now, const Warp& w, int
   if (!write.epoch) return;
   if (write.pending && !now.pending)
     race(w, lane, site, does, "cp.async, which has not been waited for,", address, write);
-  if (!(write.strong && now.strong) && !ordered(w, write, now)) race(w, lane, site, does, "write", address, write);
+  if (!both_strong(write, now) && !ordered(w, write, now)) race(w, lane, site, does, "write", address, write);
 }
 
 void check_against_reads(const Cell& cell, const Access& now, const Warp& w, int lane, const Site& site,
                          const char* does, u64 address) {
   const auto check = [&](const Access& read) {
-    if (read.epoch && !(read.strong && now.strong) && !ordered(w, read, now))
+    if (read.epoch && !both_strong(read, now) && !ordered(w, read, now))
       race(w, lane, site, does, "read", address, read);
   };
   check(cell.read);
@@ -80,19 +85,21 @@ void add_read(Cell& cell, const Access& now, const Warp& w) {
   }
   (mine->thread / lanes == now.thread / lanes ? mine->several : mine->many) |= 1;
   mine->strong &= now.strong;
+  mine->near |= now.near;
 }
 
 }  // namespace
 
-void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address, u32 bytes, Does does, bool strong) {
+void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address, u32 bytes, Does does, Order order) {
   const Block& b = *w.block;
   Access now;
   now.epoch = epoch_of(w, lane);
   now.waits = holds(w.open, lane);
   now.block = b.index;
-  now.site = static_cast<u32>(&site - b.grid->kernel->sites);
+  now.site = static_cast<u32>(&site - b.grid->kernel->sites) & 0x7fff'ffff;
   now.thread = w.id * lanes + static_cast<u32>(lane);
-  now.strong = strong;
+  now.strong = is_strong(order);
+  now.near = order == Order::block;
   now.warp_epoch = w.epoch;
   const bool reads = does == Does::read || does == Does::read_constant;
   const char* name = reads ? "read" : does == Does::write ? "write" : "cp.async";

@@ -1,5 +1,5 @@
 // Who last wrote and who has read each byte, to find data races: two accesses of different threads to a byte, at least
-// one of them a write and not both strong, of which neither happened before the other.
+// one of them a write and not both strong for both, of which neither happened before the other.
 #pragma once
 
 #include <array>
@@ -15,7 +15,9 @@ namespace ptx {
 
 struct Access {
   u32 epoch = 0;  // of the block; 0: there was no access
-  u32 block = 0, site = 0;
+  u32 block = 0;
+  u32 site : 31 = 0;
+  u32 near : 1 = 0;  // if it is strong, then for its block alone
   u32 thread : 10 = 0;
   u32 strong : 1 = 0;
   u32 pending : 1 = 0;  // a copy that cp.async has begun
@@ -46,7 +48,7 @@ struct Shadow {
 enum class Does : u8 { read, read_constant, write, begin_copy, end_copy };
 
 // Records an access, after a fault if it races with an earlier one.
-void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address, u32 bytes, Does does, bool strong);
+void check_race(Shadow& shadow, Warp& w, int lane, const Site& site, u64 address, u32 bytes, Does does, Order order);
 
 // With a block goes its shared memory: a fault if an access by another block has not happened before.
 void check_end(const Shadow& shared, const Block& block);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <random>
 #include <utility>
 
 #include "order.h"
@@ -20,7 +21,8 @@ namespace {
 struct Launch {
   Shadow global;
   std::unordered_map<u64, Release> releases;
-  std::vector<std::shared_ptr<StoreBuffer>> finished;  // of blocks that have ended
+  std::vector<std::shared_ptr<StoreBuffer>> buffers;  // also of blocks that have ended
+  std::minstd_rand random{static_cast<u32>(settings().seed)};
 };
 std::optional<Launch> current;
 
@@ -56,11 +58,11 @@ void check_started(Warp& w, int lane, const Site& site, Spot spot) {
     fault(w, lane, site, Kind::launch, "access to the shared memory of a block that may not have started");
 }
 
-void check(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Does does, bool strong) {
+void check(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Does does, Order order) {
   if (!settings().race) return;
   if (spot.space == Space::cluster) check_started(w, lane, site, spot);
   Shadow& shadow = spot.space == Space::global ? current->global : *holder(w, spot).shadow;
-  check_race(shadow, w, lane, site, reinterpret_cast<u64>(spot.at), bytes, does, strong);
+  check_race(shadow, w, lane, site, reinterpret_cast<u64>(spot.at), bytes, does, order);
 }
 
 std::unordered_map<u64, Release>& releases_of(Warp& w, Spot spot) {
@@ -81,6 +83,9 @@ void publish(Warp& w, int lane, Spot spot, Order order) {
   known.publish(*w.block, thread_of(w, lane), reinterpret_cast<u64>(spot.at), releases_of(w, spot));
 }
 
+// Half of the strong stores pass others, where the order is random.
+bool seen_at_once() { return settings().seed && current->random() & 1; }
+
 StoreBuffer* buffer_for(Warp& w, Spot spot) {
   return settings().weak && spot.space != Space::shared ? w.block->buffer.get() : nullptr;
 }
@@ -93,20 +98,23 @@ WatchLaunch::WatchLaunch(const Grid&) {
 
 WatchLaunch::~WatchLaunch() {
   if (current)
-    for (const auto& buffer : current->finished) buffer->flush_all();
+    for (const auto& buffer : current->buffers) buffer->flush_all();
   current.reset();
+}
+
+void watch_round_end() {
+  for (const auto& buffer : current->buffers) buffer->end_round();
 }
 
 void watch_block_start(Block& b) {
   b.shared_written.assign(settings().unwritten ? b.shared_bytes : 0, 0);
   b.shadow = std::make_shared<Shadow>();
   b.order = std::make_shared<OrderOfBlock>();
-  b.buffer = std::make_shared<StoreBuffer>();
+  b.buffer = current->buffers.emplace_back(std::make_shared<StoreBuffer>());
   if (b.rank == 0) b.cluster->order = std::make_shared<OrderOfPhase>();
 }
 
 void watch_block_end(Block& b) {
-  current->finished.push_back(b.buffer);
   if (b.cluster->blocks.size() == 1) return;
   b.buffer->flush_all();  // also to shared memory, which the next cluster will have
   if (!settings().race) return;
@@ -135,7 +143,7 @@ void watch_cluster_wait(Warp& w, u32 mask) {
 }
 
 void watch_mbarrier_set(Warp& w, int lane, const Site& site, Spot spot) {
-  check(w, lane, site, spot, sizeof(u64), Does::write, false);
+  check(w, lane, site, spot, sizeof(u64), Does::write, Order::weak);
   note_written(w, spot, sizeof(u64));
 }
 
@@ -152,7 +160,7 @@ void release_to(Mbarrier& m, Warp& w, int lane, bool releases) {
 void watch_mbarrier_arrive(Warp& w, int lane, const Site& site, Spot spot, Mbarrier& m, bool releases) {
   if (settings().weak && releases) w.block->buffer->fence(thread_of(w, lane), w.block->epoch);
   if (!settings().race) return;
-  check(w, lane, site, spot, sizeof(u64), Does::write, true);
+  check(w, lane, site, spot, sizeof(u64), Does::write, Order::relaxed);
   release_to(m, w, lane, releases);
 }
 
@@ -166,13 +174,13 @@ void watch_mbarrier_complete(Mbarrier& m) {
 
 void watch_mbarrier_test(Warp& w, int lane, const Site& site, Spot spot, const Mbarrier& m, bool acquires) {
   if (!settings().race) return;
-  check(w, lane, site, spot, sizeof(u64), Does::read, true);
+  check(w, lane, site, spot, sizeof(u64), Does::read, Order::relaxed);
   if (m.order && acquires) w.block->order->join(w.id * lanes, 1u << lane, m.order->completed);
 }
 
 void watch_load(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, void* value) {
   check_written(w, lane, site, spot, bytes);
-  check(w, lane, site, spot, bytes, order == Order::constant ? Does::read_constant : Does::read, is_strong(order));
+  check(w, lane, site, spot, bytes, order == Order::constant ? Does::read_constant : Does::read, order);
   std::memcpy(value, spot.at, bytes);
   if (const StoreBuffer* buffer = buffer_for(w, spot)) buffer->overlay(reinterpret_cast<u64>(spot.at), value, bytes);
   observe(w, lane, spot, order);
@@ -180,12 +188,14 @@ void watch_load(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order
 
 void watch_store(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, const void* value) {
   const u64 address = reinterpret_cast<u64>(spot.at);
-  check(w, lane, site, spot, bytes, Does::write, is_strong(order));
+  check(w, lane, site, spot, bytes, Does::write, order);
   note_written(w, spot, bytes);
   publish(w, lane, spot, order);
   StoreBuffer* buffer = buffer_for(w, spot);
-  if (buffer && order == Order::weak) return buffer->store(address, value, bytes, thread_of(w, lane), w.block->epoch);
+  const bool for_all = order >= Order::relaxed;
   if (buffer && releases(order)) buffer->fence(thread_of(w, lane), w.block->epoch);
+  if (buffer && !(for_all && seen_at_once()))
+    return buffer->store(address, value, bytes, thread_of(w, lane), w.block->epoch, for_all);
   if (buffer) buffer->drop(address, bytes);
   std::memcpy(spot.at, value, bytes);
 }
@@ -193,7 +203,7 @@ void watch_store(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Orde
 void watch_atomic(Warp& w, int lane, const Site& site, Spot spot, u32 bytes, Order order, bool reads) {
   if (reads) check_written(w, lane, site, spot, bytes);
   note_written(w, spot, bytes);
-  check(w, lane, site, spot, bytes, Does::write, true);
+  check(w, lane, site, spot, bytes, Does::write, order);
   observe(w, lane, spot, order);
   publish(w, lane, spot, order);
   StoreBuffer* buffer = buffer_for(w, spot);
@@ -211,11 +221,11 @@ void watch_sync_warp(Warp& w, u32 mask) {
 }
 
 void watch_copy_issued(Warp& w, int lane, const Site& site, Spot to, u32 bytes) {
-  check(w, lane, site, to, bytes, Does::begin_copy, false);
+  check(w, lane, site, to, bytes, Does::begin_copy, Order::weak);
 }
 
 void watch_copy_done(Warp& w, int lane, const Site& site, Spot to, u32 bytes) {
-  check(w, lane, site, to, bytes, Does::end_copy, false);
+  check(w, lane, site, to, bytes, Does::end_copy, Order::weak);
   note_written(w, to, bytes);
 }
 

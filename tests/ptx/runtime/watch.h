@@ -9,6 +9,7 @@ struct WatchLaunch {
   explicit WatchLaunch(const Grid& grid);
   ~WatchLaunch();
 };
+void watch_round_end();  // every block had its turn
 void watch_block_start(Block& block);
 void watch_block_end(Block& block);
 void watch_barrier(Block& block);  // all threads of the block have met

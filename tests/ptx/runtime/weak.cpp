@@ -1,5 +1,7 @@
 #include "weak.h"
 
+#include <utility>
+
 namespace ptx {
 
 namespace {
@@ -8,8 +10,13 @@ void write(u64 address, u8 value) { *reinterpret_cast<u8*>(address) = value; }
 
 }  // namespace
 
-void StoreBuffer::store(u64 address, const void* value, u32 count, u32 thread, u32 epoch) {
-  for (u32 i = 0; i < count; ++i) bytes[address + i] = {static_cast<const u8*>(value)[i], thread, epoch};
+void StoreBuffer::store(u64 address, const void* value, u32 count, u32 thread, u32 epoch, bool is_strong) {
+  for (u32 i = 0; i < count; ++i) {
+    const u64 at = address + i;
+    if (const auto found = bytes.find(at); found != bytes.end() && found->second.strong) write(at, found->second.value);
+    bytes[at] = {static_cast<const u8*>(value)[i], is_strong, thread, epoch};
+    if (is_strong) strong.push_back(at);
+  }
 }
 
 void StoreBuffer::overlay(u64 address, void* value, u32 count) const {
@@ -38,6 +45,12 @@ void StoreBuffer::fence(u32 thread, u32 epoch) {
     write(entry.first, byte.value);
     return true;
   });
+}
+
+void StoreBuffer::end_round() {
+  for (const u64 address : earlier)
+    if (const auto found = bytes.find(address); found != bytes.end() && found->second.strong) flush(address, 1);
+  earlier = std::exchange(strong, {});
 }
 
 void StoreBuffer::flush_all() {
