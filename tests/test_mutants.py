@@ -9,6 +9,7 @@ from pathlib import Path
 import emulated
 import pytest
 from mutants import build, judge
+from mutants.journal import Journal
 from mutants.operators import Mutant, mutants
 from mutants.survivors import Survivor, explained, out_of_date
 from mutants.text import masked
@@ -35,6 +36,7 @@ def test_comments_literals_and_the_preprocessor_are_left_alone() -> None:
     assert len(masked(TEXT)) == len(TEXT)
     assert "SIZE" not in masked(TEXT) and "comment" not in masked(TEXT) and "acq_rel" not in masked(TEXT)
     assert {m.line for m in mutants("f.cuh", TEXT)} == {4, 5, 6, 8, 9}
+    assert mutants("f.cuh", "__global__ void __launch_bounds__(threads, 1) f() {}") == []  # nor hints to the compiler
 
 
 def test_every_kind_of_change() -> None:
@@ -80,6 +82,23 @@ def test_an_explanation_is_of_one_change_alone() -> None:
     assert out_of_date([first], known) == [] and out_of_date([second], known) == known
 
 
+def test_a_journal_forgets_what_passed_when_the_tests_change(tmp_path: Path) -> None:
+    first, second, third, *_ = mutants("f.cuh", TEXT)
+    path, killed, passed = tmp_path / "journal", judge.Verdict("killed", "wrong"), judge.Verdict("survived", rounds=4)
+    journal = Journal(path)
+    journal.write(first, killed)
+    journal.write(second, passed)
+    assert [Journal(path).verdict(mutant) for mutant in (first, second, third)] == [killed, passed, judge.Verdict()]
+    journal.stamps["tests"] = "others"
+    journal.write(second, passed)
+    journal.write(third, killed)
+    assert [Journal(path).verdict(mutant) for mutant in (first, second, third)] == [killed, passed, killed]
+    path.write_text(path.read_text().replace(Journal(path).stamps["tests"], "others"))
+    assert [Journal(path).verdict(mutant) for mutant in (first, second, third)] == [killed, judge.Verdict(), killed]
+    path.write_text(path.read_text().replace(Journal(path).stamps["sources"], "others"))
+    assert Journal(path).verdict(first) == judge.Verdict()
+
+
 @dataclass
 class Workplace:
     """The kernels of float32 as they are, which pass their tests, and what mutants of them are judged with."""
@@ -90,8 +109,11 @@ class Workplace:
     table: Path
 
     def outcomes(self, *mutants: Mutant) -> list[str]:
-        found = dict(judge.judge(self.base, self.bench, self.library, self.table, mutants))
-        return [found[mutant].outcome for mutant in mutants]
+        judged = [(mutant, judge.Verdict()) for mutant in mutants]
+        for number in range(len(build.ROUNDS)):
+            left = [(mutant, verdict) for mutant, verdict in judged if verdict.outcome == "open"]
+            judge.judge(self.base, self.bench, self.library, self.table, number, left)
+        return [verdict.outcome for _, verdict in judged]
 
 
 @pytest.fixture(scope="module")

@@ -6,127 +6,113 @@ Ends with status 1 if fewer than 95 % are killed, or if one survives that ``surv
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
-import itertools
-import json
 import random
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from queue import Empty, SimpleQueue
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
 
 import emulated
 from rich.console import Console
 from rich.table import Table
 
 from . import build
+from .journal import Journal
 from .judge import Judged, Library, Verdict, judge, record
 from .operators import Mutant, mutants
-from .survivors import explained, explanation, out_of_date
+from .survivors import explained, explanation, is_equivalent, out_of_date
 
 FOLDER = emulated.ROOT / "build" / "mutants"
+HOST = ("cuda/launch.cuh", "cuda/forward.cu", "cuda/backward.cu")
+KERNELS = tuple(f"cuda/{name}.cuh" for name in ("block", "forward", "backward", "product", "tensor_product", "values"))
 CELLS = ("cells/activations.h", "cells/approximate.h", "cells/gru.h", "cells/lstm.h")
 LEAST = 0.95
-console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, emoji=False)
 
 
 def files() -> list[str]:
+    """In the order in which their mutants are tried."""
     kernels = sorted([*(emulated.CSRC / "cuda").glob("*.cu"), *(emulated.CSRC / "cuda").glob("*.cuh")])
-    return [*CELLS, *(str(path.relative_to(emulated.CSRC)) for path in kernels)]
+    others = {str(path.relative_to(emulated.CSRC)) for path in kernels} - {*HOST, *KERNELS}
+    return [*HOST, *KERNELS, *sorted(others), *CELLS]
 
 
-def stamp() -> str:
-    """Of all that verdicts depend on: sources, tests, the runner, but not the explanations."""
-    here, csrc = Path(__file__).parent, emulated.CSRC
-    parts = [*csrc.glob("*.h"), *csrc.glob("cells/*"), *csrc.glob("cuda/*"), *here.parent.glob("ptx/*.py")]
-    parts += [*here.parent.glob("ptx/runtime/*"), *(here.parent / f"{name}.py" for name in ("cases", "oracles"))]
-    parts += [here / f"{name}.py" for name in ("build", "driver", "judge", "resets", "steps")]
-    hashed = hashlib.sha256()
-    for path in sorted(parts):
-        hashed.update(path.read_bytes())
-    return hashed.hexdigest()[:12]
-
-
-def verdicts(chosen: Sequence[Mutant], jobs: int) -> Iterator[Judged]:
-    """Judges each mutant, but those that an interrupted run on the same sources has judged."""
-    folder = FOLDER / stamp()
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = folder / "verdicts.jsonl"
-    known = dict(json.loads(line) for line in journal.read_text().splitlines()) if journal.exists() else {}
-    key = {mutant: f"{mutant.id} {mutant.becomes}" for mutant in chosen}
-    yield from ((mutant, Verdict(**known[key[mutant]])) for mutant in chosen if key[mutant] in known)
-    left = [mutant for mutant in chosen if key[mutant] not in known]
-    if not left:
+def verdicts(chosen: Sequence[Mutant], journal: Journal, rounds: int, jobs: int) -> Iterator[Judged]:
+    """Judges each mutant, as far as the journal has no verdict; those that are open after a round, in the next one."""
+    judged = [(mutant, journal.verdict(mutant)) for mutant in chosen]
+    yield from (done for done in judged if done[1].outcome != "open")
+    if all(verdict.outcome != "open" for _, verdict in judged):
         return
-    base, table = build.base(FOLDER), folder / "table.pickle"
+    base, table = build.base(FOLDER), FOLDER / f"table-{'-'.join(journal.stamps.values())}.pickle"
     record(base, table)
-    found: SimpleQueue[Judged | BaseException | None] = SimpleQueue()
-    batches: SimpleQueue[list[Mutant]] = SimpleQueue()
-    for batch in batched(left):
-        batches.put(batch)
+    benches: SimpleQueue[tuple[build.Bench, Library]] = SimpleQueue()
+    for job in range(jobs):
+        benches.put((build.Bench(FOLDER / f"bench-{job}", emulated.CSRC), Library(base.library)))
 
-    def work(number: int) -> None:
-        try:
-            bench, library = build.Bench(folder / f"bench-{number}", emulated.CSRC), Library(base.library)
-            with contextlib.suppress(Empty):
-                while True:
-                    for judged in judge(base, bench, library, table, batches.get(block=False)):
-                        found.put(judged)
-            found.put(None)
-        except BaseException as error:
-            found.put(error)
+    def work(number: int, batch: Sequence[Judged]) -> Sequence[Judged]:
+        bench, library = benches.get()
+        judge(base, bench, library, table, number, batch)
+        benches.put((bench, library))
+        return batch
 
-    for number in range(jobs):
-        threading.Thread(target=work, args=(number,), daemon=True).start()
-    with journal.open("a") as written:
-        while jobs:
-            done = found.get()
-            if isinstance(done, BaseException):
-                raise done
-            if done is None:
-                jobs -= 1
-                continue
-            mutant, verdict = done
-            print(json.dumps([key[mutant], asdict(verdict)]), file=written, flush=True)
-            yield mutant, verdict
+    with ThreadPoolExecutor(jobs) as pool:
+        for number in range(rounds):
+            left = [(m, v) for m, v in judged if v.outcome == "open" and v.rounds == number]
+            batches = [left[i : i + build.COPIES] for i in range(0, len(left), build.COPIES)]
+            for done in as_completed([pool.submit(work, number, batch) for batch in batches]):
+                for mutant, verdict in done.result():
+                    journal.write(mutant, verdict)
+                    yield mutant, verdict
 
 
-def batched(chosen: Sequence[Mutant]) -> Iterator[list[Mutant]]:
-    """As many at a time as a bench has copies, of one file: these change the same kernels."""
-    for _, of_file in itertools.groupby(chosen, lambda mutant: mutant.file):
-        left = list(of_file)
-        while left:
-            yield left[: build.COPIES]
-            del left[: build.COPIES]
-
-
-def show(judged: Sequence[Judged]) -> int:
-    """Prints the survivors, the table of files and the totals; returns the exit status."""
-    survived = explained(sorted(m for m, v in judged if v.outcome == "survived"))
-    for mutant, why in survived:
+def show(chosen: Sequence[Mutant], journal: Journal) -> int:
+    """Prints what is not killed, the table of files and the totals; returns the exit status."""
+    judged = [(mutant, journal.verdict(mutant)) for mutant in chosen]
+    passed = explained(sorted(m for m, v in judged if v.outcome == "survived" or (v.outcome == "open" and v.rounds)))
+    for mutant, why in passed:
         console.print(f"{mutant.id} {mutant.kind}\n  - {mutant.was}\n  + {mutant.becomes}", markup=False)
         console.print(f"  {why or 'unexplained'}", style="dim" if why else "red", markup=False)
-    table = Table("file", "mutants", "killed", "survived", "equivalent", "invalid", "seconds each")
-    for file in sorted({m.file for m, _ in judged}):
-        row(table, file, [v for m, v in judged if m.file == file])
-    row(table, "all", [v for _, v in judged])
+    reasons = dict(passed)
+    table = Table("file", "mutants", *COLUMNS, "seconds each")
+    for file in sorted({m.file for m in chosen}):
+        row(table, file, [(column(m, v, reasons), v) for m, v in judged if m.file == file])
+    found = [(column(m, v, reasons), v) for m, v in judged]
+    row(table, "all", found)
     console.print(table)
-    outcomes = Counter(v.outcome for _, v in judged)
-    counted = outcomes["killed"] + outcomes["survived"]
-    rate = outcomes["killed"] / counted if counted else 1.0
-    unexplained = sum(not why for _, why in survived)
-    console.print(f"{rate:.1%} of {counted} mutants killed; {len(survived)} survived, {unexplained} unexplained")
-    return int(rate < LEAST or unexplained > 0)
+    counts = Counter(name for name, _ in found)
+    tried = sum(counts[name] for name in ("killed", "equal", "explained", "unexplained", "open"))
+    worth = tried - counts["equal"]
+    rate = counts["killed"] / worth if worth else 1.0
+    console.print(
+        f"{counts['killed']} killed: {rate:.1%} of the {worth} that change a result, "
+        f"{counts['killed'] / max(tried, 1):.1%} of all {tried} that were tried and change a program"
+    )
+    return int(rate < LEAST or counts["unexplained"] + counts["open"] + counts["not tried"] > 0)
 
 
-def row(table: Table, name: str, found: Sequence[Verdict]) -> None:
-    counts = Counter(v.outcome for v in found)
-    outcomes = [str(counts[outcome]) for outcome in ("killed", "survived", "equivalent", "invalid")]
-    table.add_row(name, str(len(found)), *outcomes, f"{sum(v.seconds for v in found) / len(found):.1f}")
+# A mutant that survives changes no result ("equal", says survivors.py), or is seen by no test there for a known reason,
+# or for none. One that passes the rounds so far, but not yet all, is "open".
+COLUMNS = ("killed", "equal", "explained", "unexplained", "open", "same program", "invalid", "not tried")
+
+
+def column(mutant: Mutant, verdict: Verdict, reasons: dict[Mutant, str]) -> str:
+    if verdict.outcome == "open" and not verdict.rounds:
+        return "not tried"
+    if verdict.outcome in ("killed", "invalid"):
+        return verdict.outcome
+    if verdict.outcome == "equivalent":
+        return "same program"
+    if why := reasons[mutant]:
+        return "equal" if is_equivalent(why) else "explained"
+    return "open" if verdict.outcome == "open" else "unexplained"
+
+
+def row(table: Table, name: str, found: Sequence[tuple[str, Verdict]]) -> None:
+    counts = Counter(column for column, _ in found)
+    seconds = [verdict.seconds for column, verdict in found if column != "not tried"]
+    numbers = [str(counts[column] or "") for column in COLUMNS]
+    table.add_row(name, str(len(found)), *numbers, f"{sum(seconds) / max(len(seconds), 1):.1f}")
 
 
 def main() -> int:
@@ -136,6 +122,8 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="so many of them, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--list", action="store_true", help="print them and judge none")
+    parser.add_argument("--rounds", type=int, default=len(build.ROUNDS), help="of kernels, the first ones alone")
+    parser.add_argument("--show", action="store_true", help="what earlier runs on these sources and tests have found")
     parser.add_argument("-j", "--jobs", type=int, default=2)
     asked = parser.parse_args()
     if why := emulated.why_not():
@@ -151,16 +139,17 @@ def main() -> int:
         return 0
     for known in out_of_date(chosen) if asked.sample is None and asked.match is None else ():
         console.print(f"out of date in survivors.py: {known.file}: {known.was}", markup=False, style="red")
-    judged: list[Judged] = []
-    for mutant, verdict in verdicts(chosen, asked.jobs):
-        judged.append((mutant, verdict))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    journal = Journal(FOLDER / "verdicts.jsonl")
+    found = () if asked.show else verdicts(chosen, journal, asked.rounds, asked.jobs)
+    for done, (mutant, verdict) in enumerate(found, 1):
         console.print(
-            f"{len(judged)}/{len(chosen)} {mutant.id} {mutant.kind} {verdict.outcome} {verdict.seconds} s "
+            f"{done} ({len(chosen)}) {mutant.id} {mutant.kind} {verdict.outcome} {verdict.seconds} s "
             f"{verdict.reason}\n    {mutant.becomes}",
             markup=False,
             style="red" if verdict.outcome == "survived" and not explanation(mutant) else None,
         )
-    return show(judged)
+    return show(chosen, journal)
 
 
 if __name__ == "__main__":

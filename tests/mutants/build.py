@@ -23,15 +23,20 @@ from ptx.translate import translate
 
 from . import steps
 
-# What a layer may calculate in, in the order in which mutants are tried: its storage, and whether by tensor cores.
-TYPES = {
-    "float": ("float", False),
-    "BFloat16": ("BFloat16", True),
-    "tf32": ("float", True),
-    "double": ("double", False),
-    "Float16": ("Float16", True),
-}
-LATE = ("double", "Float16")  # for mutants that change nothing of the others
+# What a layer may calculate in, and its storage.
+TYPES = {"float": "float", "BFloat16": "BFloat16", "tf32": "float", "double": "double", "Float16": "Float16"}
+# The products in the order in which mutants are tried with them: a type, and how many rows at once, as plan.h names
+# them, by tensor cores split (0) or not (-1). Those that pass a round are in the next one, together; so most are found
+# by the first, and few are left for many kernels. The last round is for mutants of the cells, and for those that change
+# nothing of the others.
+ROUNDS = (
+    (("float", 8),),
+    (("BFloat16", 0),),
+    (("BFloat16", -1),),
+    (("float", 1), ("tf32", 0), ("tf32", -1)),
+    (("double", 8), ("double", 1), ("Float16", 0), ("Float16", -1)),
+)
+SEEDS = (1, 1, 2, 0, 2)  # of the order of warps and blocks, in each round
 CELLS = ("lstm", "gru")
 SOURCES = ("forward", "backward")
 ARCH = "compute_80"
@@ -46,8 +51,8 @@ class Kernel:
 
     source: str  # forward or backward
     type: str
+    rows: int
     cell: str
-    rows: int  # names the product, as in plan.h: 8 or 1 rows at once, by tensor cores split (0) or not (-1)
 
     @property
     def file(self) -> str:
@@ -58,15 +63,9 @@ class Kernel:
         return f"{self.source}-{self.type}-{self.cell}-{self.rows}"
 
 
-def kernels(types: Sequence[str]) -> list[Kernel]:
-    """In the order in which mutants are tried."""
-    return [
-        Kernel(source, name, cell, rows)
-        for name in types
-        for rows in ((0, -1) if TYPES[name][1] else (8, 1))
-        for cell in CELLS
-        for source in SOURCES
-    ]
+def kernels(number: int) -> list[Kernel]:
+    """Those of a round."""
+    return [Kernel(source, *product, cell) for product in ROUNDS[number] for cell in CELLS for source in SOURCES]
 
 
 def limited() -> None:
@@ -100,7 +99,7 @@ def copy_name(number: int) -> str:
 
 def instance(kernel: Kernel, number: int) -> str:
     """What makes nvcc compile a copy's kernel."""
-    name, storage = copy_name(number), TYPES[kernel.type][0]
+    name, storage = copy_name(number), TYPES[kernel.type]
     storage = storage if storage in ("float", "double") else f"{name}::{storage}"
     function = f"{kernel.source}_kernel<{name}::host::{kernel.cell.capitalize()}, {storage}, {kernel.rows}>"
     arguments = f"const {name}::cuda::{kernel.source.capitalize()}Args<{storage}>, const {name}::cuda::Plan"
@@ -228,7 +227,8 @@ def base(folder: Path, csrc: Path = emulated.CSRC, types: Sequence[str] = tuple(
         made.host[source] = cache.folder / f"{key(source, f'cuda/{source}.cu')}-host.o"
         if not made.host[source].exists():
             bench.host(source).rename(made.host[source])
-    for kernel in kernels(types):
+    of_rounds = [kernel for number in range(len(ROUNDS)) for kernel in kernels(number)]
+    for kernel in filter(lambda kernel: kernel.type in types, of_rounds):
         kept = cache.folder / f"{key(kernel.stem, kernel.file)}.ptx"
         if not kept.exists():
             replace(kept, bench.ptx(kernel, [0])[0])

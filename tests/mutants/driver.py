@@ -35,9 +35,8 @@ DTYPES = {
 }
 EPS = {name: 2.0**-10 if name == "tf32" else torch.finfo(dtype).eps for name, dtype in DTYPES.items()}
 PLANS = ("block", "grid", "step")
-SEEDS = (1, 2, 0)  # of the order of warps and blocks
 SECONDS = 600  # of a processor, that a mutant's tests may take; the unchanged kernels take a few dozen
-LIMIT = 100_000_000  # instructions of a launch, many times what any here takes
+LIMIT = 50_000_000  # instructions of a launch, three times what any here takes
 # By type and case: the oracle's results, and how far ours may be.
 Table = dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]]
 Layers = Sequence[tuple[str, str]]  # types and cells
@@ -52,7 +51,8 @@ class Device:
     shared: int  # bytes of a block
 
 
-LARGE, MEDIUM, SMALL = Device(132, 232448), Device(3, 16384), Device(3, 5120)
+LARGE, THREE, SINGLE = Device(132, 232448), Device(3, 232448), Device(1, 232448)
+MEDIUM, SMALL = Device(3, 16384), Device(3, 5120)
 # The same for tensor cores, whose tiles are larger.
 MEDIUM_OF_TILES, SMALL_OF_TILES = Device(3, 40960), Device(3, 32768)
 
@@ -79,8 +79,13 @@ def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
     yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), small
     if tiled:  # rows of whole 16 bytes, more than a tile of them, and more tiles of units than warps
         yield Case(T=2, B=17, H=40, **given), LARGE
-        yield Case(T=3, B=17, H=40, packed=True, bidirectional=True, **given), LARGE  # some blocks are done early
+        # Some blocks are done early, and a step of the LSTM's has 8 rows: a whole block of them and no more.
+        yield Case(T=4, B=18, H=40, packed=True, bidirectional=True, **given), LARGE
         yield ResetCase(T=3, B=17, H=40, nan=True, **given), LARGE
+        # In plan grid blocks with more rows than they take at once, which await each other's.
+        yield Case(T=3, B=12, H=40, **given), THREE
+    # More blocks of rows than are on the device together, and in plan grid more rows of a block than it takes at once.
+    yield Case(T=2, B=80, H=8, **given), SINGLE
     # Rows that begin anew on the way, in given states or in none.
     yield ResetCase(T=4, B=11, H=7, bidirectional=True, **given), small
     yield ResetCase(T=3, B=2, H=9, bidirectional=True, restart=False, **given), LARGE
@@ -172,7 +177,7 @@ def reaches(rows: int | None, case: Case, plan: str) -> bool:
     return (rows == 1) == (case.B < 3)
 
 
-def check(path: Path, layers: Layers, rows: int | None = None, seeds: Sequence[int] = SEEDS) -> str:
+def check(path: Path, layers: Layers, rows: int | None, seeds: Sequence[int]) -> str:
     """How the loaded library fails; empty if it passes."""
     table: Table = pickle.loads(path.read_bytes())
     for seed in seeds:
@@ -189,6 +194,22 @@ def check(path: Path, layers: Layers, rows: int | None = None, seeds: Sequence[i
                 for result, bound in bounds.items():
                     if not distance(ours[result], wanted[result]) <= bound:
                         return f"{name}, {case.id}, {plan}, seed {seed}: {result} is wrong"
+    return "" if rows is not None else silence(layers)
+
+
+def silence(layers: Layers) -> str:
+    """Where a launch that fails, as a state of the host's is read, is passed over."""
+    import lstm_fused
+
+    for name, cell in layers:
+        kind = {2: np.int16, 4: np.int32, 8: np.int64}[DTYPES[name].itemsize]
+        h0, zero = torch.from_numpy(np.zeros((1, 3, 8), kind)).view(DTYPES[name]), torch.zeros(1, 3, 8).to(DTYPES[name])
+        module = getattr(lstm_fused, cell.upper())(8, 8, dtype=DTYPES[name])
+        for plan in PLANS:
+            configure(name, plan, LARGE, 0)
+            with contextlib.suppress(RuntimeError):
+                module(zero, (h0, zero) if cell == "lstm" else h0)
+                return f"{name}, {cell}, {plan}: a launch that fails is not reported"
     return ""
 
 
@@ -207,7 +228,7 @@ class Task:
     layers: Layers
     rows: int | None = None  # of the products that count, see ``reaches``
     uses: Uses = ()
-    seeds: Sequence[int] = SEEDS
+    seeds: Sequence[int] = (0,)  # of the order of warps and blocks
     recording: bool = False  # writes the table
 
     def done(self) -> str:

@@ -1,4 +1,4 @@
-"""The verdict on a mutant: is it the same to the compiler, or does a test tell it from the kernels as they are?"""
+"""The verdict on mutants: are they the same to the compiler, or does a test tell them from the kernels unchanged?"""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from ptx.build import BuildError
 from ptx.types import Unsupported
 
-from . import driver
-from .build import CELLS, LATE, SOURCES, TYPES, Base, Bench, Kernel, code_of, copy_name, link, translated
-from .driver import SEEDS, Task
+from . import build, driver
+from .build import CELLS, ROUNDS, SEEDS, SOURCES, TYPES, Base, Bench, Kernel, copy_name
+from .driver import Task
 from .operators import Mutant
 from .steps import Translated
 
@@ -24,13 +24,21 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["torch", "numpy", "mpmath", "oracles", "mutants.driver"])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Verdict:
-    """``killed``, ``survived``, ``equivalent`` (to the compiler) or ``invalid`` (not a program)."""
+    """``killed``, ``survived``, ``equivalent`` (to the compiler), ``invalid`` (not a program), or still ``open``."""
 
-    outcome: str
+    outcome: str = "open"
     reason: str = ""
     seconds: float = 0.0
+    rounds: int = 0  # that are done
+    changed: int = 0  # kernels of these that are not as they were, all of which pass
+
+    def end_round(self, mutant: Mutant) -> None:
+        self.rounds += 1
+        done = bool(self.changed) and not mutant.file.startswith("cells/")  # whose constants are each type's own
+        if self.outcome == "open" and self.rounds >= len(ROUNDS) - done:
+            self.outcome = "survived" if self.changed else "equivalent"
 
 
 class Library:
@@ -63,64 +71,69 @@ def record(base: Base, table: Path, types: Sequence[str] = tuple(TYPES)) -> None
     Raises:
         RuntimeError: they do not.
     """
-    library = Library(base.library)
+    if table.exists():
+        return
+    library, new = Library(base.library), table.with_suffix(".new")
+    layers = [(name, cell) for name in types for cell in CELLS]
     for recording in (True, False):
-        if said := library.says(Task(table, [(name, cell) for name in types for cell in CELLS], recording=recording)):
+        if said := library.says(Task(new, layers, seeds=sorted(set(SEEDS)), recording=recording)):
             raise RuntimeError(f"the kernels without a mutant fail: {said}")
     library.close()
+    new.rename(table)
 
 
 @dataclass
 class Trial:
-    """A mutant that is not judged yet."""
+    """A mutant in a round."""
 
     mutant: Mutant
-    kernels: list[Kernel] = field(default_factory=list)  # that it has changed so far, and passed with
-    uses: list[tuple[str, str]] = field(default_factory=list)  # these
-    seconds: float = 0.0
+    verdict: Verdict
+    uses: list[tuple[str, str]] = field(default_factory=list)  # kernels that it has changed so far, and passed with
 
     def concerns(self, base: Base, kernel: Kernel) -> bool:
-        """Whether it may change the kernel, and it is worth while to look."""
+        """Whether it may change the kernel."""
         if self.mutant.file not in base.files[kernel.source] or (self.mutant.file in TENSOR and kernel.rows > 0):
-            return False
-        if kernel.type in LATE and any(changed.type not in LATE for changed in self.kernels):
             return False
         return self.mutant.file not in (f"cells/{cell}.h" for cell in CELLS if cell != kernel.cell)
 
-    def fails(self, library: Library, table: Path, kernel: Kernel, seeds: Sequence[int]) -> str:
+    def fails(self, library: Library, table: Path, kernel: Kernel, seed: int) -> str:
         """How it fails the kernel's tests."""
         begun = time.monotonic()
-        said = library.says(Task(table, [(kernel.type, kernel.cell)], kernel.rows, self.uses, seeds))
-        self.seconds += time.monotonic() - begun
+        said = library.says(Task(table, [(kernel.type, kernel.cell)], kernel.rows, self.uses, [seed]))
+        self.verdict.seconds += time.monotonic() - begun
         return said
 
-    def verdict(self, outcome: str, reason: str = "") -> Judged:
-        return self.mutant, Verdict(outcome, reason, round(self.seconds, 1))
+    def end(self, outcome: str, reason: str) -> None:
+        self.verdict.outcome, self.verdict.reason = outcome, reason
 
 
 Judged = tuple[Mutant, Verdict]
 Trials = dict[int, Trial]  # by the number of the copy
 
 
-def judge(base: Base, bench: Bench, library: Library, table: Path, mutants: Sequence[Mutant]) -> Iterator[Judged]:
-    """Judges as many mutants as the bench has copies; kernel by kernel, each mutant until one fails."""
-    host = [mutant for mutant in mutants if mutant.file not in base.files_of_kernels]
-    trials: Trials = dict(enumerate(Trial(mutant) for mutant in mutants if mutant not in host))
-    for number, trial in trials.items():
-        bench.put(number, trial.mutant.file, trial.mutant.applied((base.csrc / trial.mutant.file).read_text()))
-    for kernel in base.ptx:
-        yield from tried(base, bench, library, table, kernel, trials)
-    for trial in trials.values():
-        said = next(filter(None, (trial.fails(library, table, kernel, SEEDS[1:]) for kernel in trial.kernels)), "")
-        yield trial.verdict("killed" if said else "survived" if trial.kernels else "equivalent", said)
-    for number, mutant in enumerate(mutant for mutant in mutants if mutant not in host):
-        bench.put(number, mutant.file, (base.csrc / mutant.file).read_text())
-    for mutant in host:
-        yield judge_host(base, bench, table, mutant)
+def judge(base: Base, bench: Bench, library: Library, table: Path, number: int, batch: Sequence[Judged]) -> None:
+    """A round of as many mutants as the bench has copies: kernel by kernel, each mutant until one fails."""
+    host = [judged for judged in batch if judged[0].file not in base.files_of_kernels]
+    of_kernels = [judged for judged in batch if judged not in host]
+    trials: Trials = {copy: Trial(*judged) for copy, judged in enumerate(of_kernels)}
+    for copy, (mutant, _) in enumerate(of_kernels):
+        bench.put(copy, mutant.file, mutant.applied((base.csrc / mutant.file).read_text()))
+    for kernel in build.kernels(number):
+        if kernel in base.ptx:
+            try_kernel(base, bench, library, table, kernel, SEEDS[number], trials)
+    for copy, (mutant, _) in enumerate(of_kernels):
+        bench.put(copy, mutant.file, (base.csrc / mutant.file).read_text())
+    for mutant, verdict in host:
+        judge_host(base, bench, table, mutant, verdict)
+    for mutant, verdict in batch:
+        verdict.end_round(mutant)
+        verdict.seconds = round(verdict.seconds, 1)
 
 
-def tried(base: Base, bench: Bench, library: Library, table: Path, kernel: Kernel, trials: Trials) -> Iterator[Judged]:
-    """Tries a kernel of every mutant that changes it. Those that it judges are taken from ``trials``."""
+def try_kernel(
+    base: Base, bench: Bench, library: Library, table: Path, kernel: Kernel, seed: int, trials: Trials
+) -> None:
+    """Tries a kernel of every mutant that changes it. Those that it decides are taken from ``trials``."""
     begun, numbers = time.monotonic(), [number for number, trial in trials.items() if trial.concerns(base, kernel)]
     changed, invalid = dict[int, Translated](), dict[int, str]()
     for number, text in compiled(bench, kernel, numbers):
@@ -128,21 +141,25 @@ def tried(base: Base, bench: Bench, library: Library, table: Path, kernel: Kerne
             if isinstance(text, BuildError):
                 raise text
             if text != base.ptx[kernel]:
-                changed[number] = translated(text, copy_name(number))
+                changed[number] = build.translated(text, copy_name(number))
         except BuildError as error:
-            invalid[number] = next((line for line in str(error).split("\n") if "error" in line), "")
+            invalid[number] = first_error(error, bench)
         except Unsupported as error:  # calls itself without end, say
             invalid[number] = str(error)
     path = bench.kernels(base, kernel.stem, changed) if changed else None
     for number in numbers:
-        trials[number].seconds += (time.monotonic() - begun) / len(numbers)
+        trials[number].verdict.seconds += (time.monotonic() - begun) / len(numbers)
     for number, reason in invalid.items():
-        yield trials.pop(number).verdict("invalid", reason.replace(str(bench.folder), ""))
+        trials.pop(number).end("invalid", reason)
     for number in changed:
-        trials[number].kernels.append(kernel)
+        trials[number].verdict.changed += 1
         trials[number].uses.append((str(path), copy_name(number)))
-        if said := trials[number].fails(library, table, kernel, SEEDS[:1]):
-            yield trials.pop(number).verdict("killed", said)
+        if said := trials[number].fails(library, table, kernel, seed):
+            trials.pop(number).end("killed", said)
+
+
+def first_error(error: BuildError, bench: Bench) -> str:
+    return next((line for line in str(error).split("\n") if "error" in line), "").replace(str(bench.folder), "")
 
 
 def compiled(bench: Bench, kernel: Kernel, numbers: Sequence[int]) -> Iterator[tuple[int, str | BuildError]]:
@@ -163,21 +180,28 @@ def compiled(bench: Bench, kernel: Kernel, numbers: Sequence[int]) -> Iterator[t
         yield from compiled(bench, kernel, [number for number in numbers if number not in named])
 
 
-def judge_host(base: Base, bench: Bench, table: Path, mutant: Mutant) -> Judged:
-    """Of what starts the kernels."""
+def judge_host(base: Base, bench: Bench, table: Path, mutant: Mutant, verdict: Verdict) -> None:
+    """Of what starts the kernels, in one round."""
     file, begun = bench.host_csrc / mutant.file, time.monotonic()
     original = file.read_text()
     file.write_text(mutant.applied(original))
-    outcome, reason = "equivalent", ""
+    verdict.rounds, verdict.outcome = len(ROUNDS) - 1, "equivalent"
+    sources = [source for source in SOURCES if mutant.file in build.includes(base.csrc, f"cuda/{source}.cu")]
     try:
-        host = {source: made for source in SOURCES if code_of(made := bench.host(source)) != code_of(base.host[source])}
+        host = {
+            source: made
+            for source in sources
+            if build.code_of(made := bench.host(source)) != build.code_of(base.host[source])
+        }
         if host:
-            library = Library(link(base, host, bench.folder / "mutant.so"))
-            reason = library.says(Task(table, [(next(iter(base.ptx)).type, cell) for cell in CELLS]))
-            outcome = "killed" if reason else "survived"
+            library = Library(build.link(base, host, bench.folder / "mutant.so"))
+            types = list(dict.fromkeys(kernel.type for kernel in base.ptx))[:3]  # without tensor cores, and with them
+            layers = [(name, cell) for name in types for cell in CELLS]
+            verdict.reason = library.says(Task(table, layers, seeds=SEEDS[:1]))
+            verdict.outcome = "killed" if verdict.reason else "survived"
             library.close()
     except BuildError as error:
-        outcome, reason = "invalid", next((line for line in str(error).split("\n") if "error" in line), "")
+        verdict.outcome, verdict.reason = "invalid", first_error(error, bench)
     finally:
         file.write_text(original)
-    return mutant, Verdict(outcome, reason.replace(str(bench.folder), ""), round(time.monotonic() - begun, 1))
+    verdict.seconds = time.monotonic() - begun

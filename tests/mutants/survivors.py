@@ -24,9 +24,6 @@ class Survivor:
 ANY_FIRST_STAGED = (
     "Equivalent: a product that stages is aimed before it multiplies, so what it begins with is never read."
 )
-REGISTERS_ALONE = (
-    "Equivalent: how many blocks a multiprocessor is to hold tells ptxas what registers to use, and no more."
-)
 IN_GRID = "plan.kind == Kind::grid"
 SURVIVORS = (
     Survivor(
@@ -77,12 +74,6 @@ SURVIVORS = (
     ),
     Survivor(
         "cuda/backward.cuh",
-        "__global__ void __launch_bounds__(threads, 1)",
-        ("__global__ void __launch_bounds__(threads, 0)", "__global__ void __launch_bounds__(threads, 2)"),
-        REGISTERS_ALONE,
-    ),
-    Survivor(
-        "cuda/backward.cuh",
         "if (any) meeting.arrive();",
         ("if (true) meeting.arrive();",),
         "Equivalent in results: it counts where there is a hint alone, and one that comes too early is but early.",
@@ -123,6 +114,12 @@ SURVIVORS = (
     ),
     Survivor(
         "cuda/backward.cuh",
+        "run_rows(step, begin, end, {row, mine.end}, now, later, same, given);",
+        ("run_rows(step, end, end, {row, mine.end}, now, later, same, given);",),
+        "Equivalent in results: what a lane carries is written after every step, not after the last alone.",
+    ),
+    Survivor(
+        "cuda/backward.cuh",
         "template <int gate = 0>",
         ("template <int gate = 1>",),
         "Equivalent: of every cell the first two gates lie where they belong, so their shift is the same: none.",
@@ -160,6 +157,24 @@ SURVIVORS = (
         "unsigned count = 0;",
         ("unsigned count = 1;",),
         "Equivalent: the loop reads it before it is asked for.",
+    ),
+    Survivor(
+        "cuda/forward.cu",
+        "auto kernel = plan.rows == 1 ? forward_kernel<Cell, Storage, 1> : forward_kernel<Cell, Storage, 8>;",
+        ("auto kernel = true ? forward_kernel<Cell, Storage, 1> : forward_kernel<Cell, Storage, 8>;",),
+        "Equivalent in results: a product of one row takes a block's rows one after the other, in the room for eight.",
+    ),
+    Survivor(
+        "cuda/forward.cu",
+        "if constexpr (sizeof(Storage) <= 4)",
+        ("if constexpr (true)",),
+        "Equivalent in results: no plan in double is by tensor cores, so kernels are compiled that nobody starts.",
+    ),
+    Survivor(
+        "cuda/forward.cu",
+        "if (plan.kind != Kind::step) {",
+        ("if (false) {",),
+        "Equivalent in results: the steps are started one by one, as in plan step.",
     ),
     Survivor(
         "cuda/forward.cuh",
@@ -223,10 +238,50 @@ SURVIVORS = (
         "Equivalent: the GRU's c1 is read by nobody.",
     ),
     Survivor(
-        "cuda/forward.cuh",
-        "__global__ void __launch_bounds__(threads, 1)",
-        ("__global__ void __launch_bounds__(threads, 0)", "__global__ void __launch_bounds__(threads, 2)"),
-        REGISTERS_ALONE,
+        "cuda/launch.cuh",
+        'if (error != cudaSuccess) return error_text("cudaFuncSetAttribute", error);',
+        ('if (false) return error_text("cudaFuncSetAttribute", error);',),
+        "No test: no plan asks for more shared memory than a block may have, so the call never fails.",
+    ),
+    Survivor(
+        "cuda/launch.cuh",
+        "if (plan.kind == Kind::grid) {",
+        ("if (false) {",),
+        "No test: on the emulated device the blocks of any launch that fits are together.",
+    ),
+    Survivor(
+        "cuda/launch.cuh",
+        "int together = 0;",
+        ("int together = 1;",),
+        "Equivalent: the call that follows sets it, or its failure is reported.",
+    ),
+    Survivor(
+        "cuda/launch.cuh",
+        'if (error != cudaSuccess) return error_text("cudaOccupancyMaxActiveBlocksPerMultiprocessor", error);',
+        ('if (false) return error_text("cudaOccupancyMaxActiveBlocksPerMultiprocessor", error);',),
+        "No test: the call has no reason to fail for a kernel whose attribute was just set.",
+    ),
+    Survivor(
+        "cuda/launch.cuh",
+        "if (rows * units > static_cast<std::int64_t>(together) * current_device().multiprocessors)",
+        (
+            "if (false)",
+            "if (rows / units > static_cast<std::int64_t>(together) * current_device().multiprocessors)",
+        ),
+        "No test: no plan has more blocks than fit, so this second look finds nothing.",
+    ),
+    Survivor(
+        "cuda/launch.cuh",
+        "if (rows * units > static_cast<std::int64_t>(together) * current_device().multiprocessors)",
+        ("if (rows * units >= static_cast<std::int64_t>(together) * current_device().multiprocessors)",),
+        "No test: the emulation counts no registers here, so that several blocks fit where a device has room for one, "
+        "and plans never have as many as fit.",
+    ),
+    Survivor(
+        "cuda/launch.cuh",
+        'return "plan grid: expected blocks that are on the device together, got " + std::to_string(rows * units);',
+        ('return "plan grid: expected blocks that are on the device together, got " + std::to_string(rows / units);',),
+        "No test: no plan has more blocks than fit, so this is never said.",
     ),
     Survivor(
         "cuda/product.cuh",
@@ -256,8 +311,8 @@ SURVIVORS = (
         "cuda/product.cuh",
         "__syncthreads();",
         (";",),
-        "Of the three, the one at the end of keep_weights: every product begins with the barrier of its first "
-        "staging, before it reads a weight. Without either of the other two the race detector speaks.",
+        "Equivalent in results, of the one at the end of keep_weights: every product begins with the barrier of its "
+        "first staging, before it reads a weight. Without either of the other two the race detector speaks.",
     ),
 )
 
@@ -265,6 +320,11 @@ SURVIVORS = (
 def explanation(mutant: Mutant, known: Sequence[Survivor] = SURVIVORS) -> str:
     """Why this mutant survives; empty if nobody has said."""
     return next((k.why for k in known if explains(k, mutant)), "")
+
+
+def is_equivalent(why: str) -> bool:
+    """Whether an explanation says that no result can show the change."""
+    return why.startswith("Equivalent")
 
 
 def explained(survived: Sequence[Mutant], known: Sequence[Survivor] = SURVIVORS) -> list[tuple[Mutant, str]]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 NO_CODE = re.compile(
     r"//[^\n]*|/\*.*?\*/"  # comments
     r'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\''  # literals
-    r"|^[ \t]*#(?:\\\n|[^\n])*",  # lines of the preprocessor
+    r"|^[ \t]*#(?:\\\n|[^\n])*"  # lines of the preprocessor
+    r"|__launch_bounds__\([^()]*\)",  # what tells ptxas how many registers to use, and no more
     re.S | re.M,
 )
 OPENING, CLOSING = "([{", ")]}"
