@@ -88,10 +88,14 @@ RecurrenceShape recurrence_shape(const LayerShape& shape, int element_bytes, int
                                  std::int64_t exchanged);
 PlacedSequence sequence(const LayerShape& shape, int direction);
 
-// The plan for a call now: the machine's, as asked for, or serial while another process takes our threads' time.
+// The plan for a call now: the machine's, as asked for, or serial while another process takes our threads' time and one
+// of them would wait for it at every step, or longer at the end than it takes to do all alone.
 inline Plan current_plan(const RecurrenceShape& shape) {
-  const Plan plan = choose_plan(shape, this_machine(usable_threads()), forced_plan());
-  return plan.units > 1 && forced_plan().empty() && contended() ? Plan{} : plan;
+  const Machine machine = this_machine(usable_threads());
+  const Plan plan = choose_plan(shape, machine, forced_plan());
+  if (plan.threads() == 1 || !forced_plan().empty() || !contended()) return plan;
+  const double gain = estimate(shape, machine, {}) - estimate(shape, machine, plan);
+  return plan.units > 1 || gain < time_slice_ns ? Plan{} : plan;
 }
 
 // Runs a layer in one visit to the threads: pack(i) for every i below `packs`, then work(direction, share, barrier) for
@@ -118,7 +122,7 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
     for (std::int64_t i = packed; i < packs; ++i) pack(i);
     take_part(Plan{}, 0, nobody_else);
   };
-  run_team(threads, [&](int member, int members) {
+  run_team(threads, apart_ns + estimate(shape, this_machine(threads), plan), [&](int member, int members) {
     if (members < threads) {
       if (member == 0) all_alone(0);
       return;

@@ -14,8 +14,8 @@ void run_step(const LayerShape& shape, const CellKernels<Storage>& kernels, cons
   const std::int64_t bytes = shape.G * shape.H * (shape.I + shape.H) * static_cast<std::int64_t>(sizeof(Storage));
   const std::int64_t panels = (shape.H + kernels.unit_panel - 1) / kernels.unit_panel;
   const std::int64_t useful = std::max<std::int64_t>(1, std::min(panels, bytes / bytes_per_thread));
-  const int threads = static_cast<int>(std::min<std::int64_t>(usable_threads(), useful));
-  run_team(threads, [&](int member, int members) {
+  const int threads = contended() ? 1 : static_cast<int>(std::min<std::int64_t>(usable_threads(), useful));
+  run_team(threads, static_cast<double>(bytes) / 4, [&](int member, int members) {
     const auto bound = [&](int part) { return std::min(shape.H, panels * part / members * kernels.unit_panel); };
     kernels.step(args, bound(member), bound(member + 1));
   });

@@ -77,15 +77,14 @@ class LayerSums {
 
   void run() {
     constexpr std::int64_t worthwhile = 200'000;  // multiply-adds: some microseconds for each thread
-    // Another process's time slice is no longer than this many; more are worth sharing even then.
-    constexpr std::int64_t slice = 200'000'000;
-    const std::int64_t most = contended() && multiply_adds < slice ? 1 : usable_threads();
+    const double all_ns = product_ns(static_cast<double>(multiply_adds), kernels.unit_panel);
+    const std::int64_t most = contended() && all_ns < time_slice_ns ? 1 : usable_threads();
     std::ranges::stable_sort(tasks, std::greater{}, &Task::multiply_adds);  // the last ones to end are short
     const int threads = static_cast<int>(std::clamp<std::int64_t>(multiply_adds / worthwhile, 1, most));
     const at::Tensor scratch = at::empty({threads, kernels.outer_sum_scratch}, options);
     Compute* const base = mutable_data<Compute>(scratch);
     std::atomic<std::size_t> next{0};
-    run_team(threads, [&](int member, int) {
+    run_team(threads, all_ns, [&](int member, int) {
       for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();)
         tasks[i].run(base + member * kernels.outer_sum_scratch);
     });

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "team.h"
+
 namespace lstm_fused {
 
 namespace {
@@ -103,12 +105,11 @@ Plan choose_plan(const RecurrenceShape& s, const Machine& machine, const std::st
 double product_ns(double multiply_adds, int lanes) { return multiply_adds / lanes / 1.8 / cycles_per_ns; }
 
 std::int64_t patience_ns(const RecurrenceShape& s, const Plan& plan, double apart_ns) {
-  constexpr double least = 200'000;  // far below a scheduler's time slice, and far above an interrupt
-  constexpr double steps = 4;        // estimates are within a factor of two or so
+  constexpr double steps = 4;  // estimates are within a factor of two or so
   RecurrenceShape step = s;
   step.steps = 1;
-  return static_cast<std::int64_t>(std::max(least, steps * estimate(step, this_machine(plan.threads()), plan)) +
-                                   apart_ns);
+  const auto waited = static_cast<std::int64_t>(steps * estimate(step, this_machine(plan.threads()), plan));
+  return std::max(least_patience_ns, waited) + static_cast<std::int64_t>(apart_ns);
 }
 
 Share share_of(const Plan& plan, int member, const RecurrenceShape& s, int panel_units, int panel_outputs) {

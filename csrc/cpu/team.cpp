@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 
 #ifdef LSTM_FUSED_STD_THREADS  // sanitizers do not see into OpenMP's synchronisation
 #include <thread>
@@ -57,10 +58,10 @@ std::int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
-void note_break_up() {
+void note_disturbance() {
   constexpr std::int64_t shortest = 16'000'000, longest = 256'000'000;  // some time slices, and a blink
   const std::int64_t now = now_ns(), last = pause_length.load(), since = now - try_again.load();
-  if (since < 0) return;  // the same disturbance, seen by another team
+  if (since < 0) return;  // the same one, seen by another thread
   const std::int64_t next = since < 2 * last ? std::min(2 * last, longest) : shortest;
   pause_length = next;
   try_again = now + next;
@@ -69,16 +70,9 @@ void note_break_up() {
 std::atomic<bool> forked{false};
 const int register_fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-}  // namespace
-
-void Barrier::reset(int members, std::int64_t patience_ns) {
-  members_ = members;
-  patience_ns_ = patience_ns;
-}
-
-// Spins, then yields; false if `done` does not come true within the patience.
+// Spins, then yields; false if that takes longer than the patience, be it that this thread did not get its core back.
 template <class Done>
-bool Barrier::wait_until(Done done, std::int64_t patience_ns) {
+bool wait_until(Done done, std::int64_t patience_ns) {
   // About 10 to 20 us of spinning: far above the imbalance of a small step, far below a scheduler's time slice.
   for (int spin = 0; spin < 500; ++spin) {
     if (done()) return true;
@@ -89,7 +83,15 @@ bool Barrier::wait_until(Done done, std::int64_t patience_ns) {
     if (done()) return true;
     sched_yield();
   }
-  return done();
+  note_disturbance();
+  return false;
+}
+
+}  // namespace
+
+void Barrier::reset(int members, std::int64_t patience_ns) {
+  members_ = members;
+  patience_ns_ = patience_ns;
 }
 
 int Barrier::gather(int member) {
@@ -101,10 +103,7 @@ int Barrier::gather(int member) {
   } while (!gathered_.compare_exchange_weak(there, there + 1, std::memory_order_acq_rel));
   wait_until([&] { return (there = gathered_.load(std::memory_order_acquire)) >= members_; }, patience_ns_);
   while (there < members_)
-    if (gathered_.compare_exchange_weak(there, closed, std::memory_order_acq_rel)) {
-      note_break_up();
-      return member;
-    }
+    if (gathered_.compare_exchange_weak(there, closed, std::memory_order_acq_rel)) return member;
   return there == members_ ? nobody : somebody;
 }
 
@@ -119,7 +118,7 @@ void Barrier::wait_for_others(int member) {
   const auto passed = [&] { return generation_.load(std::memory_order_acquire) != generation; };
   if (wait_until(passed, patience_ns_)) return;
   int first = nobody;
-  if (!passed() && waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed)) note_break_up();
+  if (!passed()) waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed);
   while (!passed()) sched_yield();
 }
 
@@ -136,10 +135,14 @@ bool contended() { return now_ns() < try_again.load(std::memory_order_relaxed); 
 
 bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
 
-void run_team(int wanted, const std::function<void(int, int)>& work) {
+void run_team(int wanted, double work_ns, const std::function<void(int, int)>& work) {
+  constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
+  std::atomic<std::int64_t> first_end{never};
   const auto member = [&](int id, int members) {
     const FlushSubnormals flush;
     work(id, members);
+    std::int64_t not_ended = never;
+    first_end.compare_exchange_strong(not_ended, now_ns(), std::memory_order_relaxed);
   };
 #ifdef LSTM_FUSED_STD_THREADS
   std::vector<std::thread> others;
@@ -153,6 +156,7 @@ void run_team(int wanted, const std::function<void(int, int)>& work) {
   };
   GOMP_parallel(enter, const_cast<void*>(static_cast<const void*>(&member)), static_cast<unsigned>(wanted), 0);
 #endif
+  if (now_ns() - first_end > least_patience_ns + static_cast<std::int64_t>(work_ns)) note_disturbance();
 }
 
 }  // namespace lstm_fused

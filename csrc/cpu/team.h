@@ -7,6 +7,12 @@
 
 namespace lstm_fused {
 
+// A wait that ends sooner than this is no sign of another process: far below a scheduler's time slice, and far above an
+// interrupt.
+constexpr std::int64_t least_patience_ns = 200'000;
+// How long another process may keep a core before the scheduler gives it back.
+constexpr double time_slice_ns = 4'000'000;
+
 // All members must arrive before any goes on. A waiting thread spins briefly, then yields its core: with more threads
 // than cores the one it waits for may be the one that it keeps from running. If that is not enough, another process has
 // the core, for whole time slices and for many steps to come: then the team breaks up as soon as all have arrived, and
@@ -37,8 +43,6 @@ class Barrier {
 
  private:
   void wait_for_others(int member);
-  template <class Done>
-  static bool wait_until(Done done, std::int64_t patience_ns);
 
   std::atomic<int> gathered_{0};
   alignas(64) std::atomic<int> arrived_{0};
@@ -51,11 +55,12 @@ class Barrier {
 };
 
 // Calls work(member, members) on up to `wanted` threads at once. `members` is how many came: fewer inside
-// another parallel region, and one in a forked child, where the parent's pool does not exist any more.
-void run_team(int wanted, const std::function<void(int member, int members)>& work);
+// another parallel region, and one in a forked child, where the parent's pool does not exist any more. `work_ns`: about
+// what one of them has to do. Where one waits longer than that for another at the end, the threads count as disturbed.
+void run_team(int wanted, double work_ns, const std::function<void(int member, int members)>& work);
 
-// Whether teams broke up lately, so that threads which wait for one another are not worth having now. The answer is yes
-// for a few milliseconds after the first time, and for longer each time that happens again soon after.
+// Whether teams broke up or ended late just now, so that threads which wait for one another are not worth having. The
+// answer is yes for a few milliseconds after the first time, and for longer each time that happens again soon after.
 bool contended();
 
 // In a forked child every thread pool is gone; nothing may start one.

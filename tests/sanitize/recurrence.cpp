@@ -66,7 +66,7 @@ void run_workers(const Plan& plan, const RecurrenceShape& shape, int panel, int 
   std::vector<std::unique_ptr<Barrier>> barriers;
   for (int i = 0; i < plan.rows; ++i) barriers.push_back(std::make_unique<Barrier>());
   for (const auto& barrier : barriers) barrier->reset(plan.units, 0);  // the least delay breaks the team up
-  run_team(plan.threads(), [&](int member, int) {
+  run_team(plan.threads(), 0, [&](int member, int) {
     work(share_of(plan, member, shape, panel, outputs), *barriers[member / plan.units]);
   });
 }
