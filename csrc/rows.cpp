@@ -60,9 +60,10 @@ void move_rows(std::int64_t count, std::size_t row_bytes, Move move) {
   constexpr std::int64_t least_bytes = 128 << 10;  // some microseconds' work, more than waking a thread takes
   const std::int64_t most = std::max<std::int64_t>(1, count * static_cast<std::int64_t>(row_bytes) / least_bytes);
   const int threads = contended() ? 1 : static_cast<int>(std::min<std::int64_t>(most, usable_threads()));
-  run_team(threads, static_cast<double>(count) * static_cast<double>(row_bytes), [&](std::int64_t member, std::int64_t members) {
-    move(count * member / members, count * (member + 1) / members);
-  });
+  run_team(threads, static_cast<double>(count) * static_cast<double>(row_bytes),
+           [&](std::int64_t member, std::int64_t members) {
+             move(count * member / members, count * (member + 1) / members);
+           });
 }
 
 using Add = void (*)(void* sum, const void* value, std::int64_t columns);

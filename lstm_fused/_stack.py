@@ -5,6 +5,7 @@ Shapes: as in ``functional``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -145,6 +146,13 @@ def _segments(
     """
     L, bidirectional = options.num_layers, options.layer.bidirectional
     _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
+    # Not so while compiling: how many rows are kept for backward is the sum of the lengths, which shapes do not tell.
+    apart = options.layer.recompute or options.return_cells or options.return_gates or torch.compiler.is_compiling()
+    apart |= _onnx.exporting()
+    host = None if lengths is None or resets is not None or apart or stays_on_device(lengths) else lengths.cpu()
+    if host is not None and L == 1 and input.dim() == 3:
+        with contextlib.suppress(RuntimeError):  # as in _sequence: what the operator refuses is then put into words
+            return _batched(cell, input, states, weights, options, batch_first, host)
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
     if _onnx.exporting():
         if resets is not None:
@@ -153,10 +161,8 @@ def _segments(
     if lengths is None and resets is not None and not (options.packed or options.layer.recompute):
         cuts = _ops.Resets((resets.t() if batch_first else resets).to(input.device), *reset_state)
         return _batched(cell, input, states, weights, options, batch_first, resets=cuts)
-    # Not so while compiling: how many rows are kept for backward is the sum of the lengths, which shapes do not tell.
-    apart = options.layer.recompute or options.return_cells or options.return_gates or torch.compiler.is_compiling()
-    if lengths is not None and resets is None and not (apart or stays_on_device(lengths)):
-        return _batched(cell, input, states, weights, options, batch_first, lengths.cpu())
+    if host is not None:
+        return _batched(cell, input, states, weights, options, batch_first, host)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     if lengths is not None and resets is None and stays_on_device(lengths):
         batch_sizes, data_rows, sources, endings = _device.segments(lengths, T, B, batch_first, L, bidirectional)

@@ -95,7 +95,7 @@ inline Plan current_plan(const RecurrenceShape& shape) {
   const Plan plan = choose_plan(shape, machine, forced_plan());
   if (plan.threads() == 1 || !forced_plan().empty() || !contended()) return plan;
   const double gain = estimate(shape, machine, {}) - estimate(shape, machine, plan);
-  return plan.units > 1 || gain < time_slice_ns ? Plan{} : plan;
+  return plan.units > 1 || gain < static_cast<double>(time_slice_ns) ? Plan{} : plan;
 }
 
 // Runs a layer in one visit to the threads: pack(i) for every i below `packs`, then work(direction, share, barrier) for
@@ -107,9 +107,10 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
   const int threads = plan.threads();
   Barrier everybody;
   const std::int64_t patience = patience_ns(shape, plan, apart_ns);
-  everybody.reset(threads, patience);
+  const double work_ns = apart_ns + estimate(shape, this_machine(threads), plan);
+  everybody.reset(threads, patience, work_ns);
   std::deque<Barrier> barriers(plan.directions * plan.rows);
-  for (Barrier& barrier : barriers) barrier.reset(plan.units, patience);
+  for (Barrier& barrier : barriers) barrier.reset(plan.units, patience, work_ns);
 
   const auto take_part = [&](const Plan& actual, int member, Barrier& barrier) {
     const Share share = share_of(actual, member, shape, panel_units, panel_outputs);
@@ -122,7 +123,7 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
     for (std::int64_t i = packed; i < packs; ++i) pack(i);
     take_part(Plan{}, 0, nobody_else);
   };
-  run_team(threads, apart_ns + estimate(shape, this_machine(threads), plan), [&](int member, int members) {
+  run_team(threads, work_ns, [&](int member, int members) {
     if (members < threads) {
       if (member == 0) all_alone(0);
       return;

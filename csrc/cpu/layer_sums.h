@@ -78,7 +78,7 @@ class LayerSums {
   void run() {
     constexpr std::int64_t worthwhile = 200'000;  // multiply-adds: some microseconds for each thread
     const double all_ns = product_ns(static_cast<double>(multiply_adds), kernels.unit_panel);
-    const std::int64_t most = contended() && all_ns < time_slice_ns ? 1 : usable_threads();
+    const std::int64_t most = contended() && all_ns < static_cast<double>(time_slice_ns) ? 1 : usable_threads();
     std::ranges::stable_sort(tasks, std::greater{}, &Task::multiply_adds);  // the last ones to end are short
     const int threads = static_cast<int>(std::clamp<std::int64_t>(multiply_adds / worthwhile, 1, most));
     const at::Tensor scratch = at::empty({threads, kernels.outer_sum_scratch}, options);

@@ -50,48 +50,50 @@ class FlushSubnormals {
 #endif
 };
 
-// When a team may be tried again, and the pause before that; both in nanoseconds, races between callers do no harm.
-std::atomic<std::int64_t> try_again{0}, pause_length{0};
-
 std::int64_t now_ns() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
-void note_disturbance() {
-  constexpr std::int64_t shortest = 16'000'000, longest = 256'000'000;  // some time slices, and a blink
-  const std::int64_t now = now_ns(), last = pause_length.load(), since = now - try_again.load();
+// When a team may be tried again, and the pause before that; both in nanoseconds, races between callers do no harm.
+std::atomic<std::int64_t> try_again{0}, pause_length{0};
+
+void note_disturbance(std::int64_t lost_ns) {
+  constexpr std::int64_t bearable = 16;          // teams gain more than one part in so many of their time
+  constexpr std::int64_t longest = 256'000'000;  // a blink
+  const std::int64_t now = now_ns(), since = now - try_again;
   if (since < 0) return;  // the same one, seen by another thread
-  const std::int64_t next = since < 2 * last ? std::min(2 * last, longest) : shortest;
-  pause_length = next;
-  try_again = now + next;
+  const std::int64_t pause = std::min(std::max(4 * lost_ns, 2 * pause_length), longest);
+  pause_length = since > bearable * lost_ns ? 0 : pause;
+  try_again = now + pause_length;
 }
 
 std::atomic<bool> forked{false};
 const int register_fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-// Spins, then yields; false if that takes longer than the patience, be it that this thread did not get its core back.
+// Spins, then yields. Returns 0, or the time that was waited if that is more than the patience: because of the others,
+// or because this thread did not get its core back.
 template <class Done>
-bool wait_until(Done done, std::int64_t patience_ns) {
+std::int64_t wait_until(Done done, std::int64_t patience_ns) {
   // About 10 to 20 us of spinning: far above the imbalance of a small step, far below a scheduler's time slice.
   for (int spin = 0; spin < 500; ++spin) {
-    if (done()) return true;
+    if (done()) return 0;
     pause_briefly();
   }
-  const std::int64_t end = now_ns() + patience_ns;
-  while (now_ns() < end) {
-    if (done()) return true;
+  const std::int64_t begin = now_ns();
+  for (std::int64_t now = begin; now < begin + patience_ns; now = now_ns()) {
+    if (done()) return 0;
     sched_yield();
   }
-  note_disturbance();
-  return false;
+  return now_ns() - begin;
 }
 
 }  // namespace
 
-void Barrier::reset(int members, std::int64_t patience_ns) {
+void Barrier::reset(int members, std::int64_t patience_ns, double work_ns) {
   members_ = members;
   patience_ns_ = patience_ns;
+  work_ns_ = static_cast<std::int64_t>(work_ns);
 }
 
 int Barrier::gather(int member) {
@@ -103,7 +105,10 @@ int Barrier::gather(int member) {
   } while (!gathered_.compare_exchange_weak(there, there + 1, std::memory_order_acq_rel));
   wait_until([&] { return (there = gathered_.load(std::memory_order_acquire)) >= members_; }, patience_ns_);
   while (there < members_)
-    if (gathered_.compare_exchange_weak(there, closed, std::memory_order_acq_rel)) return member;
+    if (gathered_.compare_exchange_weak(there, closed, std::memory_order_acq_rel)) {
+      note_disturbance(time_slice_ns);
+      return member;
+    }
   return there == members_ ? nobody : somebody;
 }
 
@@ -116,9 +121,15 @@ void Barrier::wait_for_others(int member) {
     return;
   }
   const auto passed = [&] { return generation_.load(std::memory_order_acquire) != generation; };
-  if (wait_until(passed, patience_ns_)) return;
+  const std::int64_t waited = wait_until(passed, patience_ns_);
+  if (waited == 0) return;
+  const std::int64_t lost = lost_ns_.fetch_add(waited, std::memory_order_relaxed) + waited;
   int first = nobody;
-  if (!passed()) waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed);
+  if (!passed() && waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed)) {
+    note_disturbance(time_slice_ns);
+  } else if (lost > work_ns_) {
+    note_disturbance(lost);
+  }
   while (!passed()) sched_yield();
 }
 
@@ -156,7 +167,8 @@ void run_team(int wanted, double work_ns, const std::function<void(int, int)>& w
   };
   GOMP_parallel(enter, const_cast<void*>(static_cast<const void*>(&member)), static_cast<unsigned>(wanted), 0);
 #endif
-  if (now_ns() - first_end > least_patience_ns + static_cast<std::int64_t>(work_ns)) note_disturbance();
+  const std::int64_t waited = now_ns() - first_end;
+  if (waited > least_patience_ns + static_cast<std::int64_t>(work_ns)) note_disturbance(waited);
 }
 
 }  // namespace lstm_fused

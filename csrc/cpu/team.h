@@ -11,7 +11,7 @@ namespace lstm_fused {
 // interrupt.
 constexpr std::int64_t least_patience_ns = 200'000;
 // How long another process may keep a core before the scheduler gives it back.
-constexpr double time_slice_ns = 4'000'000;
+constexpr std::int64_t time_slice_ns = 4'000'000;
 
 // All members must arrive before any goes on. A waiting thread spins briefly, then yields its core: with more threads
 // than cores the one it waits for may be the one that it keeps from running. If that is not enough, another process has
@@ -22,8 +22,9 @@ class Barrier {
  public:
   static constexpr int nobody = -1, somebody = -2;
 
-  // `patience`: how long to wait before the team breaks up, well above the time of a step.
-  void reset(int members, std::int64_t patience_ns);
+  // `patience`: how long to wait before the team breaks up, well above the time of a step. `work_ns`: about what a
+  // member has to do in all; if more is lost in such waits, the threads count as disturbed, though the team held.
+  void reset(int members, std::int64_t patience_ns, double work_ns);
 
   // The first meeting, where a member may be long in coming. `nobody` once all are there; or, where
   // patience ends first, one who was waiting goes on alone: it gets its own number, and the others, whenever they come,
@@ -50,8 +51,9 @@ class Barrier {
   std::atomic<int> alone_{nobody};    // decided by the last to arrive, read by all after it
   std::atomic<int> waiting_{nobody};  // the first that ran out of patience
   std::atomic<int> finished_{0};
+  std::atomic<std::int64_t> lost_ns_{0};
   int members_ = 1;
-  std::int64_t patience_ns_ = 0;
+  std::int64_t patience_ns_ = 0, work_ns_ = 0;
 };
 
 // Calls work(member, members) on up to `wanted` threads at once. `members` is how many came: fewer inside

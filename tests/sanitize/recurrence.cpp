@@ -65,7 +65,7 @@ void copy_bytes(std::vector<unsigned char>& to, const std::vector<Storage>& from
 void run_workers(const Plan& plan, const RecurrenceShape& shape, int panel, int outputs, const auto& work) {
   std::vector<std::unique_ptr<Barrier>> barriers;
   for (int i = 0; i < plan.rows; ++i) barriers.push_back(std::make_unique<Barrier>());
-  for (const auto& barrier : barriers) barrier->reset(plan.units, 0);  // the least delay breaks the team up
+  for (const auto& barrier : barriers) barrier->reset(plan.units, 0, 0);  // the least delay breaks the team up
   run_team(plan.threads(), 0, [&](int member, int) {
     work(share_of(plan, member, shape, panel, outputs), *barriers[member / plan.units]);
   });
