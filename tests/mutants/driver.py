@@ -35,7 +35,7 @@ DTYPES = {
 }
 EPS = {name: 2.0**-10 if name == "tf32" else torch.finfo(dtype).eps for name, dtype in DTYPES.items()}
 PLANS = ("block", "grid", "step")
-SECONDS = 600  # of a processor, that a mutant's tests may take; the unchanged kernels take a few dozen
+SECONDS = 200  # of a processor, that a mutant's tests may take; the unchanged kernels take a few dozen
 LIMIT = 50_000_000  # instructions of a launch, three times what any here takes
 # By type and case: the oracle's results, and how far ours may be.
 Table = dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]]
