@@ -107,10 +107,10 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
   const int threads = plan.threads();
   Barrier everybody;
   const std::int64_t patience = patience_ns(shape, plan, apart_ns);
-  const double work_ns = apart_ns + estimate(shape, this_machine(threads), plan);
-  everybody.reset(threads, patience, work_ns);
+  const double alone_ns = threads * apart_ns + estimate(shape, this_machine(1), {});
+  everybody.reset(threads, patience, alone_ns);
   std::deque<Barrier> barriers(plan.directions * plan.rows);
-  for (Barrier& barrier : barriers) barrier.reset(plan.units, patience, work_ns);
+  for (Barrier& barrier : barriers) barrier.reset(plan.units, patience, alone_ns);
 
   const auto take_part = [&](const Plan& actual, int member, Barrier& barrier) {
     const Share share = share_of(actual, member, shape, panel_units, panel_outputs);
@@ -123,7 +123,7 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
     for (std::int64_t i = packed; i < packs; ++i) pack(i);
     take_part(Plan{}, 0, nobody_else);
   };
-  run_team(threads, work_ns, [&](int member, int members) {
+  run_team(threads, alone_ns, [&](int member, int members) {
     if (members < threads) {
       if (member == 0) all_alone(0);
       return;

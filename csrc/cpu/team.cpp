@@ -90,10 +90,10 @@ std::int64_t wait_until(Done done, std::int64_t patience_ns) {
 
 }  // namespace
 
-void Barrier::reset(int members, std::int64_t patience_ns, double work_ns) {
+void Barrier::reset(int members, std::int64_t patience_ns, double alone_ns) {
   members_ = members;
   patience_ns_ = patience_ns;
-  work_ns_ = static_cast<std::int64_t>(work_ns);
+  alone_ns_ = static_cast<std::int64_t>(alone_ns);
 }
 
 int Barrier::gather(int member) {
@@ -103,10 +103,11 @@ int Barrier::gather(int member) {
   do {
     if (there >= closed) return somebody;
   } while (!gathered_.compare_exchange_weak(there, there + 1, std::memory_order_acq_rel));
-  wait_until([&] { return (there = gathered_.load(std::memory_order_acquire)) >= members_; }, patience_ns_);
+  const auto all = [&] { return (there = gathered_.load(std::memory_order_acquire)) >= members_; };
+  const std::int64_t waited = wait_until(all, patience_ns_);
   while (there < members_)
     if (gathered_.compare_exchange_weak(there, closed, std::memory_order_acq_rel)) {
-      note_disturbance(time_slice_ns);
+      note_disturbance(waited);
       return member;
     }
   return there == members_ ? nobody : somebody;
@@ -127,7 +128,7 @@ void Barrier::wait_for_others(int member) {
   int first = nobody;
   if (!passed() && waiting_.compare_exchange_strong(first, member, std::memory_order_relaxed)) {
     note_disturbance(time_slice_ns);
-  } else if (lost > work_ns_) {
+  } else if (lost > alone_ns_) {
     note_disturbance(lost);
   }
   while (!passed()) sched_yield();
@@ -146,7 +147,7 @@ bool contended() { return now_ns() < try_again.load(std::memory_order_relaxed); 
 
 bool in_forked_child() { return forked.load(std::memory_order_relaxed); }
 
-void run_team(int wanted, double work_ns, const std::function<void(int, int)>& work) {
+void run_team(int wanted, double alone_ns, const std::function<void(int, int)>& work) {
   constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
   std::atomic<std::int64_t> first_end{never};
   const auto member = [&](int id, int members) {
@@ -168,7 +169,7 @@ void run_team(int wanted, double work_ns, const std::function<void(int, int)>& w
   GOMP_parallel(enter, const_cast<void*>(static_cast<const void*>(&member)), static_cast<unsigned>(wanted), 0);
 #endif
   const std::int64_t waited = now_ns() - first_end;
-  if (waited > least_patience_ns + static_cast<std::int64_t>(work_ns)) note_disturbance(waited);
+  if (waited > least_patience_ns + static_cast<std::int64_t>(alone_ns)) note_disturbance(waited);
 }
 
 }  // namespace lstm_fused

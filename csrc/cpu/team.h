@@ -22,9 +22,10 @@ class Barrier {
  public:
   static constexpr int nobody = -1, somebody = -2;
 
-  // `patience`: how long to wait before the team breaks up, well above the time of a step. `work_ns`: about what a
-  // member has to do in all; if more is lost in such waits, the threads count as disturbed, though the team held.
-  void reset(int members, std::int64_t patience_ns, double work_ns);
+  // `patience`: how long to wait before the team breaks up, well above the time of a step. `alone_ns`: about
+  // what one thread would take for all of it; if more is lost in such waits, the threads count as disturbed, though the
+  // team held.
+  void reset(int members, std::int64_t patience_ns, double alone_ns);
 
   // The first meeting, where a member may be long in coming. `nobody` once all are there; or, where
   // patience ends first, one who was waiting goes on alone: it gets its own number, and the others, whenever they come,
@@ -53,13 +54,14 @@ class Barrier {
   std::atomic<int> finished_{0};
   std::atomic<std::int64_t> lost_ns_{0};
   int members_ = 1;
-  std::int64_t patience_ns_ = 0, work_ns_ = 0;
+  std::int64_t patience_ns_ = 0, alone_ns_ = 0;
 };
 
 // Calls work(member, members) on up to `wanted` threads at once. `members` is how many came: fewer inside
-// another parallel region, and one in a forked child, where the parent's pool does not exist any more. `work_ns`: about
-// what one of them has to do. Where one waits longer than that for another at the end, the threads count as disturbed.
-void run_team(int wanted, double work_ns, const std::function<void(int member, int members)>& work);
+// another parallel region, and one in a forked child, where the parent's pool does not exist any more. `alone_ns`:
+// about what one thread would take for all of it. Where one waits longer than that for another at the end, the threads
+// count as disturbed.
+void run_team(int wanted, double alone_ns, const std::function<void(int member, int members)>& work);
 
 // Whether teams broke up or ended late just now, so that threads which wait for one another are not worth having. The
 // answer is yes for a few milliseconds after the first time, and for longer each time that happens again soon after.
