@@ -11,7 +11,7 @@ import pytest
 from mutants import build, judge
 from mutants.journal import Journal
 from mutants.operators import Mutant, mutants
-from mutants.survivors import Survivor, explained, out_of_date
+from mutants.survivors import Survivor, explained, out_of_date, survivors
 from mutants.text import masked
 
 TEXT = """\
@@ -77,9 +77,21 @@ def test_a_mutant_changes_its_place_alone() -> None:
 
 def test_an_explanation_is_of_one_change_alone() -> None:
     first, second, *_ = mutants("f.cuh", TEXT)
-    known = [Survivor("f.cuh", first.was, (first.becomes,), "because")]
+    known = [Survivor("f.cuh", first.was, first.becomes, "because")]
     assert explained([first, second, first], known) == [(first, "because"), (second, ""), (first, "")]
     assert out_of_date([first], known) == [] and out_of_date([second], known) == known
+
+
+def test_a_reason_is_of_the_lines_beneath_it() -> None:
+    text = "About it.\n\na.cu\n  One\n  reason.\n    - x + 1\n    + x - 1\n    +2 x + 2\n  Another.\n    - y\n    + ;\n"
+    assert list(survivors(text + "\nb.cu\n  Last.\n    - z\n    + 0")) == [
+        Survivor("a.cu", "x + 1", "x - 1", "One reason."),
+        Survivor("a.cu", "x + 1", "x + 2", "One reason.", 2),
+        Survivor("a.cu", "y", ";", "Another."),
+        Survivor("b.cu", "z", "0", "Last."),
+    ]
+    with pytest.raises(ValueError, match=r"expected '- line' or '\+ line', got 'y'"):
+        list(survivors("a.cu\n  One.\n    y"))
 
 
 def test_a_journal_forgets_what_passed_when_the_tests_change(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """``python -m mutants``: small faults put into the CUDA kernels and the cells one at a time, and which are found.
 
-Ends with status 1 if fewer than 95 % are killed, or if one survives that ``survivors.py`` does not explain.
+Ends with status 1 if fewer than 95 % are killed, or if one survives that ``survivors.txt`` does not explain.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def show(chosen: Sequence[Mutant], journal: Journal) -> int:
     return int(rate < LEAST or counts["unexplained"] + counts["open"] + counts["not tried"] > 0)
 
 
-# A mutant that survives changes no result ("equal", says survivors.py), or is seen by no test there for a known reason,
-# or for none. One that passes the rounds so far, but not yet all, is "open".
+# A mutant that survives changes no result ("equal", says survivors.txt), or is seen by no test there for a known
+# reason, or for none. One that passes the rounds so far, but not yet all, is "open".
 COLUMNS = ("killed", "equal", "explained", "unexplained", "open", "same program", "invalid", "not tried")
 
 
@@ -138,7 +138,7 @@ def main() -> int:
             print(f"{mutant.id} {mutant.kind}\n  - {mutant.was}\n  + {mutant.becomes}")
         return 0
     for known in out_of_date(chosen) if asked.sample is None and asked.match is None else ():
-        console.print(f"out of date in survivors.py: {known.file}: {known.was}", markup=False, style="red")
+        console.print(f"out of date in survivors.txt: {known.file}: {known.was}", markup=False, style="red")
     FOLDER.mkdir(parents=True, exist_ok=True)
     journal = Journal(FOLDER / "verdicts.jsonl")
     found = () if asked.show else verdicts(chosen, journal, asked.rounds, asked.jobs)

@@ -69,6 +69,8 @@ def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
     given: dict[str, Any] = {"cell": cell, "I": 3, "dtype": DTYPES[name]}
     # Rows that end at different times; some rows of the batch are beyond the first block of them.
     yield Case(T=4, B=11, H=7, packed=True, bidirectional=True, **given), small
+    # Steps at the end that no row has.
+    yield Case(T=5, B=4, H=5, packed=True, padded=True, **given), small
     # One row at a time, no state, no bias.
     yield Case(T=3, B=2, H=9, hx=False, bias=False, bidirectional=True, **given), LARGE
     # More units than a block's warps take at once, several passes over the source's columns.
