@@ -85,7 +85,7 @@ std::int64_t wait_until(Done done, std::int64_t patience_ns) {
     if (done()) return 0;
     sched_yield();
   }
-  return now_ns() - begin;
+  return std::max<std::int64_t>(now_ns() - begin, 1);
 }
 
 }  // namespace
