@@ -104,8 +104,8 @@ struct ForwardArgs {
   const Compute* input_weights = nullptr;  // W, packed by columns: [H/lanes, I, G*lanes]
   const Compute* recurrent = nullptr;      // U, packed by columns: [H/lanes, P, G*lanes]
   const Compute* projection = nullptr;   // W_hr, packed by columns: [P/panel, H, panel]; null: none
-  const Compute* bias_x = nullptr;       // [G*H] or null
-  const Compute* bias_h = nullptr;       // [G*H] or null
+  const Compute* bias_x = nullptr;       // [G*H]; null, for a GPU alone: zero
+  const Compute* bias_h = nullptr;       // [G*H]; null, for a GPU alone: zero
   const Compute* h0 = nullptr;           // [B, P]; null: zero
   const Compute* c0 = nullptr;           // [B, H]; null: zero
   const bool* resets = nullptr;          // [T, B], see Sequence::begins_anew; null: nowhere

@@ -87,8 +87,8 @@ LSTM_FUSED_INLINE ScaledExp<V> scaled_exp(const V& x) {
   const V shifted = x * C::log2e + C::shifter;
   const V n = shifted - C::shifter;
   const V r = (x - n * C::ln2_high) - n * C::ln2_low;
-  const Bits bits = __builtin_bit_cast(Bits, shifted) - __builtin_bit_cast(integer_t<element_t<V>>, C::shifter);
-  return {__builtin_bit_cast(V, (bits + C::exponent_bias) << C::mantissa), r + r * r * polynomial<V>(r)};
+  const Bits bits = same_bits<Bits>(shifted) - __builtin_bit_cast(integer_t<element_t<V>>, C::shifter);
+  return {same_bits<V>((bits + C::exponent_bias) << C::mantissa), r + r * r * polynomial<V>(r)};
 }
 
 // sigmoid(x) = 1 / (1 + e^-x)

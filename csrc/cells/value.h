@@ -46,6 +46,12 @@ LSTM_FUSED_INLINE V broadcast(element_t<V> x) {
   return x - V{};  // x - 0 is x, whatever its sign: a plain broadcast; 0 + x would be an addition
 }
 
+// The bits of v as those of another type.
+template <class To, class V>
+LSTM_FUSED_INLINE To same_bits(const V& v) {
+  return __builtin_bit_cast(To, v);
+}
+
 // A product that is no part of a fused multiply-add. In a sum of two products either may be: this decides which, where
 // a compiler would not choose the same in every kernel. To it, an empty instruction may have changed the value.
 template <class V>

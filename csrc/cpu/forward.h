@@ -142,18 +142,42 @@ class Forward : Worker {
     // input(r, g, count) is W x of the r-th of these rows.
     const auto update_rows = [&](std::int64_t j, std::int64_t panel, auto input, const V(*products)[G], int rows) {
       with_count<L>(panel * L, a.H, [&](auto count) {
-        const auto update = [&](auto w, int r) {
-          update_units<decltype(w)>(
-              t, j + r, panel * L, count, [&](int i, int g) { return input(r + i, g, count); }, products + r, h0, h1);
+        const auto each = [&](auto f) {
+          int r = 0;
+          for (; r + 1 < rows; r += 2) f(Twin<V>{}, r);
+          if (r < rows) f(V{}, r);
         };
-        int r = 0;
-        for (; r + 1 < rows; r += 2) update(Twin<V>{}, r);
-        if (r < rows) update(V{}, r);
+        const auto update = [&](auto w, int r, V(*kept)[S + 1]) {
+          update_units<decltype(w)>(
+              t, j + r, panel * L, count, [&](int i, int g) { return input(r + i, g, count); }, products + r, h0, kept);
+        };
+        const auto output = [&](auto w, int r, const V(*kept)[S + 1]) {
+          output_units<decltype(w)>(t, j + r, panel * L, count, kept, h0, h1);
+        };
+        if constexpr (Cell::carries_cell) {
+          // The output has an activation more, which waits for all the others: so all rows' come together.
+          V kept[Gates::max_rows][S + 1];
+          each([&](auto w, int r) { update(w, r, kept + r); });
+          each([&](auto w, int r) { output(w, r, kept + r); });
+        } else {
+          each([&](auto w, int r) {
+            V kept[vectors<decltype(w)>][S + 1];
+            update(w, r, kept), output(w, r, kept);
+          });
+        }
       });
+    };
+    // The lines that the cell will write, so that no store waits for one that another processor has.
+    const auto fetch_targets = [&](std::int64_t j, std::int64_t panel) {
+      const std::int64_t b = row(j), unit = panel * L;
+      if constexpr (Cell::carries_cell) __builtin_prefetch(a.c + a.sequence.column(b) * a.H + unit, 1);
+      if (a.projection) return __builtin_prefetch(a.unprojected + b * unprojected_ld + unit, 1);
+      __builtin_prefetch(h1 + b * h_ld + unit, 1);
+      __builtin_prefetch(a.output + a.sequence.place(t, b) * a.output_ld + unit, 1);
     };
     if (!a.input_gates) {
       run(
-          Gates::nothing,
+          fetch_targets,
           [&](std::int64_t j, std::int64_t panel, const V(*sums)[G], int rows) {
             update_rows(j, panel, [&](int r, int g, auto) { return sums[r][g]; }, sums + Gates::row_block, rows);
           },
@@ -168,6 +192,7 @@ class Forward : Worker {
     run(
         [&](std::int64_t j, std::int64_t panel) {
           for (int g = 0; g < G; ++g) __builtin_prefetch(place(j, panel, g));
+          fetch_targets(j, panel);
         },
         [&](std::int64_t j, std::int64_t panel, const V(*sums)[G], int rows) {
           update_rows(
@@ -175,44 +200,68 @@ class Forward : Worker {
         });
   }
 
-  // A block of units of the j-th row (W = V), or of that and the next (W = Twin<V>).
+  // A block of units of the j-th row (W = V), or of that and the next (W = Twin<V>): what `output` needs is kept,
+  // s and c_t.
   template <class W, class Count, class Input>
   LSTM_FUSED_INLINE void update_units(std::int64_t t, std::int64_t j, std::int64_t unit, Count count, Input input,
-                                      const V (*products)[G], const Compute* h0, Compute* h1) {
+                                      const V (*products)[G], const Compute* h0, V (*kept)[S + 1]) {
     W x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
-    const std::int64_t b[] = {row(j), row(j + vectors<W> - 1)}, offset = a.sequence.offset(t);
-    const auto read = [&](const Compute* rows, std::int64_t ld, std::int64_t column) {
-      return gather<W>([&](int i) { return load<V>(rows + b[i] * ld + column, count); });
-    };
-    const auto write = [&](const W& value, auto place) {
-      scatter(value, [&](int i, const V& v) { store(place(b[i]), v, count); });
-    };
-    const auto cell = [&](std::int64_t b) { return a.c + a.sequence.column(b) * a.H + unit; };
+    const auto rows = rows_of<W>(j, unit, count);
+    const std::int64_t offset = a.sequence.offset(t);
+    const auto cell = [&](std::int64_t b) { return a.c + a.sequence.column(b) * a.H; };
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
-      x[g] = gather<W>([&](int i) { return input(i, g); });
-      r[g] = gather<W>([&](int i) { return products[i][g]; });
-      if (a.bias_x) {
-        x[g] = x[g] + read(a.bias_x, 0, g * a.H + unit);
-        r[g] = r[g] + read(a.bias_h, 0, g * a.H + unit);
-      }
+      x[g] = gather<W>([&](int i) { return input(i, g); }) + rows.read([&](auto) { return a.bias_x + g * a.H; });
+      r[g] = gather<W>([&](int i) { return products[i][g]; }) + rows.read([&](auto) { return a.bias_h + g * a.H; });
     }
-    if constexpr (Cell::reads_h0) h_before = read(h0, h_ld, unit);
-    if constexpr (Cell::carries_cell) c_before = gather<W>([&](int i) { return load<V>(cell(b[i]), count); });
+    if constexpr (Cell::reads_h0) h_before = rows.read([&](auto b) { return h0 + b * h_ld; });
+    if constexpr (Cell::carries_cell) c_before = rows.read(cell);
     Cell::update(x, r, h_before, c_before, s, c_after);
-    if constexpr (Cell::carries_cell) c_after = clamp<W>(c_after, a.cell_clip);
-    const W h_after = Cell::output(s, h_before, c_after);
-    if constexpr (Cell::carries_cell) write(c_after, cell);
-    if (a.saved) {
-#pragma GCC unroll 8
-      for (int i = 0; i < S; ++i)
-        write(s[i], [&](std::int64_t b) { return a.saved + ((offset + b) * S + i) * a.H + unit; });
+    if constexpr (Cell::carries_cell) {
+      c_after = clamp<W>(c_after, a.cell_clip);
+      rows.write(c_after, cell);
+      if (a.cells) rows.write(c_after, [&](auto b) { return a.cells + (offset + b) * a.H; });
     }
-    if (Cell::carries_cell && a.cells)
-      write(c_after, [&](std::int64_t b) { return a.cells + (offset + b) * a.H + unit; });
-    if (a.projection) return write(h_after, [&](std::int64_t b) { return a.unprojected + b * unprojected_ld + unit; });
-    write(h_after, [&](std::int64_t b) { return h1 + b * h_ld + unit; });
-    write(h_after, [&](std::int64_t b) { return a.output + a.sequence.place(t, b) * a.output_ld + unit; });
+#pragma GCC unroll 8
+    for (int i = 0; i < S; ++i) {
+      if (a.saved) rows.write(s[i], [&](auto b) { return a.saved + ((offset + b) * S + i) * a.H; });
+      scatter(s[i], [&](int n, const V& v) { kept[n][i] = v; });
+    }
+    scatter(c_after, [&](int n, const V& v) { kept[n][S] = v; });
+  }
+
+  template <class W, class Count>
+  LSTM_FUSED_INLINE void output_units(std::int64_t t, std::int64_t j, std::int64_t unit, Count count,
+                                      const V (*kept)[S + 1], const Compute* h0, Compute* h1) {
+    W s[S], h_before{};
+    const auto rows = rows_of<W>(j, unit, count);
+#pragma GCC unroll 8
+    for (int i = 0; i < S; ++i) s[i] = gather<W>([&](int n) { return kept[n][i]; });
+    if constexpr (Cell::reads_h0) h_before = rows.read([&](auto b) { return h0 + b * h_ld; });
+    const W h = Cell::output(s, h_before, gather<W>([&](int n) { return kept[n][S]; }));
+    if (a.projection) return rows.write(h, [&](auto b) { return a.unprojected + b * unprojected_ld; });
+    rows.write(h, [&](auto b) { return h1 + b * h_ld; });
+    rows.write(h, [&](auto b) { return a.output + a.sequence.place(t, b) * a.output_ld; });
+  }
+
+  // A block of units in some matrix, of one row or of two: f(b) is where row b begins.
+  template <class W, class Count>
+  struct RowsOf {
+    std::int64_t b[2], unit;
+    Count count;
+
+    template <class F>
+    LSTM_FUSED_INLINE W read(F f) const {
+      return gather<W>([&](int i) { return load<V>(f(b[i]) + unit, count); });
+    }
+    template <class F>
+    LSTM_FUSED_INLINE void write(const W& value, F f) const {
+      scatter(value, [&](int i, const V& v) { store(f(b[i]) + unit, v, count); });
+    }
+  };
+  template <class W, class Count>
+  RowsOf<W, Count> rows_of(std::int64_t j, std::int64_t unit, Count count) const {
+    return {{row(j), row(j + vectors<W> - 1)}, unit, count};
   }
 
   void project(std::int64_t t, Compute* h1) {

@@ -21,9 +21,10 @@ struct Isa {
 
 #ifdef LSTM_FUSED_LOWER_AVX512
 #elif defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prfchw"))), \
+                             apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,prfchw")
 #endif
 #include "isa_exports.h"
 #if defined(__clang__) && !defined(LSTM_FUSED_LOWER_AVX512)

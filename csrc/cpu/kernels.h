@@ -16,10 +16,12 @@ struct CellKernels {
   using Compute = compute_t<Storage>;
   int unit_panel;    // units per panel of U packed for forward
   int output_panel;  // outputs per panel of every other packed matrix
-  // Each packs one panel: U [G*H, P]; W [outputs, K] used along its columns; W [K, outputs] along its rows.
+  // One panel packed of U [G*H, P], or of W [outputs, K] used along its columns.
   void (*pack_gates)(const Storage* U, std::int64_t H, std::int64_t P, std::int64_t panel, Compute* packed);
   void (*pack_columns)(const Storage* W, std::int64_t outputs, std::int64_t K, std::int64_t panel, Compute* packed);
-  void (*pack_rows)(const Storage* W, std::int64_t outputs, std::int64_t K, std::int64_t panel, Compute* packed);
+  // A range of panels of W [K, outputs] used along its rows.
+  void (*pack_rows)(const Storage* W, std::int64_t outputs, std::int64_t K, std::int64_t panel_begin,
+                    std::int64_t panel_end, Compute* packed);
   void (*forward)(const ForwardArgs<Storage>&, const Share&, Barrier&);
   void (*backward)(const BackwardArgs<Storage>&, const Share&, Barrier&);
   void (*step)(const StepArgs<Storage>&, std::int64_t unit_begin, std::int64_t unit_end);

@@ -98,9 +98,9 @@ inline Plan current_plan(const RecurrenceShape& shape) {
   return plan.units > 1 || gain < static_cast<double>(time_slice_ns) ? Plan{} : plan;
 }
 
-// Runs a layer in one visit to the threads: pack(i) for every i below `packs`, then work(direction, share, barrier) for
-// every direction, as the plan says. One thread does it all where the team does not come together. `apart_ns`: for
-// patience_ns.
+// Runs a layer in one visit to the threads: pack(begin, end) for all of [0, packs), then work(direction, share,
+// barrier) for every direction, as the plan says. One thread does it all where the team does not come together.
+// `apart_ns`: for patience_ns.
 template <class Pack, class Work>
 void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, int panel_outputs, double apart_ns,
               std::int64_t packs, const Pack& pack, const Work& work) {
@@ -121,7 +121,7 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
   };
   const auto all_alone = [&](std::int64_t packed) {
     Barrier nobody_else;
-    for (std::int64_t i = packed; i < packs; ++i) pack(i);
+    pack(packed, packs);
     take_part(Plan{}, 0, nobody_else);
   };
   run_team(threads, alone_ns, [&](int member, int members) {
@@ -131,7 +131,7 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
     }
     int alone = everybody.gather(member);
     if (alone == Barrier::nobody) {
-      for (std::int64_t i = packs * member / threads; i < packs * (member + 1) / threads; ++i) pack(i);
+      pack(packs * member / threads, packs * (member + 1) / threads);
       alone = everybody.wait(member);
       if (alone == member) all_alone(packs);
     } else if (alone == member) {

@@ -130,7 +130,7 @@ struct BackwardLayer {
     const int width = kernels.output_panel;
     struct Matrix {
       const Storage* from;
-      std::int64_t K, outputs, panels;
+      std::int64_t K, outputs, first, panels;
       Compute* to;
     };
     std::vector<Matrix> matrices;
@@ -146,7 +146,7 @@ struct BackwardLayer {
       if (first_part) packed.push_back(allocate({panels * rows * width}, compute_options));
       Compute* const to = mutable_data<Compute>(packed[used++]);
       if (first_part) {
-        matrices.push_back({data<Storage>(from), rows, outputs, panels, to});
+        matrices.push_back({data<Storage>(from), rows, outputs, packs, panels, to});
         packs += panels;
       }
       return Panels<Compute>::packed(to, rows, width);
@@ -157,10 +157,11 @@ struct BackwardLayer {
       if (shape.projected) args[d].projection = along_rows(w.w_hr);
       if (needed[0]) input_weights[d] = along_rows(w.w_ih);
     }
-    const auto pack = [&](std::int64_t i) {
-      auto matrix = matrices.begin();
-      for (; i >= matrix->panels; ++matrix) i -= matrix->panels;
-      kernels.pack_rows(matrix->from, matrix->outputs, matrix->K, i, matrix->to);
+    const auto pack = [&](std::int64_t begin, std::int64_t end) {
+      for (const Matrix& m : matrices) {
+        const auto panel = [&](std::int64_t i) { return std::clamp<std::int64_t>(i - m.first, 0, m.panels); };
+        kernels.pack_rows(m.from, m.outputs, m.K, panel(begin), panel(end), m.to);
+      }
     };
     const double apart_ns = static_cast<double>(shape.G * shape.H * (shape.I + shape.P) * shape.D) / plan.threads();
     run_plan(plan, recurrence, width, width, apart_ns, packs, pack,

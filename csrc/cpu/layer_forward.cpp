@@ -1,4 +1,5 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -56,10 +57,17 @@ class Packing {
     }
   }
 
-  // How often pack is to be called, each time with another index. Both matrices of a panel come one after the other:
-  // where units are split, the worker that packs them is the one that will read them.
+  // How much there is to pack. Both matrices of a panel come one after the other: where units are split, the worker
+  // that packs them is the one that will read them.
   std::int64_t count() const { return shape.D * in_a_direction; }
-  void pack(std::int64_t index) const {
+  void pack(std::int64_t begin, std::int64_t end) const {
+    for (std::int64_t i = begin; i < end; ++i) pack_one(i);
+  }
+
+  std::vector<at::Tensor> packed;  // per direction W, U, (W_hr)
+
+ private:
+  void pack_one(std::int64_t index) const {
     const std::size_t first = index / in_a_direction * sizes.size();
     const std::int64_t i = index % in_a_direction;
     const auto source = [&](int k) { return data<Storage>(from[first + k]); };
@@ -69,9 +77,6 @@ class Packing {
     else kernels.pack_gates(source(1), shape.H, shape.P, i / 2, to(1));
   }
 
-  std::vector<at::Tensor> packed;  // per direction W, U, (W_hr)
-
- private:
   const LayerShape& shape;
   const CellKernels<Storage>& kernels;
   const std::vector<std::int64_t> sizes = packed_sizes(shape, kernels);
@@ -127,6 +132,7 @@ struct ForwardLayer {
     const at::Tensor resets = dense(shape.resets.before);
     std::vector<at::Tensor> reset_states;
     for (const at::Tensor& state : shape.resets.states) reset_states.push_back(to_compute(state));
+    const at::Tensor no_bias = shape.bias ? at::Tensor() : at::zeros({shape.G * H}, compute_options);
     for (int d = 0; d < shape.D; ++d) {
       ForwardArgs<Storage>& a = args[d];
       const DirectionWeights w = direction_weights(shape, weights, d);
@@ -135,8 +141,8 @@ struct ForwardLayer {
       a.H = H;
       a.P = P;
       a.input = data<Compute>(x);
-      a.bias_x = data<Compute>(keep(to_compute(w.b_ih)));
-      a.bias_h = data<Compute>(keep(to_compute(w.b_hh)));
+      a.bias_x = data<Compute>(keep(shape.bias ? to_compute(w.b_ih) : no_bias));
+      a.bias_h = data<Compute>(keep(shape.bias ? to_compute(w.b_hh) : no_bias));
       a.h0 = h0.defined() ? data<Compute>(h0) + d * B * P : nullptr;
       a.c0 = c0.defined() ? data<Compute>(c0) + d * B * H : nullptr;
       a.resets = data<bool>(resets);
@@ -212,7 +218,7 @@ struct ForwardLayer {
         packing_ns + product_ns(gates * shape.I * args[0].chunk_steps * shape.B / plan.rows, recurrence.lanes);
     run_plan(
         plan, recurrence, kernels.unit_panel, kernels.output_panel, apart_ns, packing ? packing->count() : 0,
-        [&](std::int64_t i) { packing->pack(i); },
+        [&](std::int64_t begin, std::int64_t end) { packing->pack(begin, end); },
         [&](int d, const Share& share, Barrier& barrier) { kernels.forward(args[d], share, barrier); });
   }
 };
@@ -223,7 +229,7 @@ std::vector<at::Tensor> pack_layer(const LayerShape& shape, at::TensorList weigh
   return with_storage(weights[0].scalar_type(), [&](auto storage) {
     const auto kernels = active_isa().kernels<decltype(storage)>(shape.cell);
     Packing<decltype(storage)> packing(shape, kernels, weights, weights[0].options().dtype(compute_type(weights[0])));
-    for (std::int64_t i = 0; i < packing.count(); ++i) packing.pack(i);
+    packing.pack(0, packing.count());
     return packing.packed;
   });
 }

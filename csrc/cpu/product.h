@@ -14,6 +14,16 @@
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
 
+// `all` dealt out in parts of nearly equal size. It divides once: a division of 64-bit numbers takes some processors as
+// long as a hundred multiply-adds of vectors, and a tile of a short product has but a few hundred.
+struct Parts {
+  std::int64_t each, longer;  // the first `longer` parts have one more
+
+  Parts(std::int64_t all, std::int64_t count)
+      : each(all / std::max<std::int64_t>(count, 1)), longer(all - each * count) {}
+  std::int64_t begin(std::int64_t i) const { return i * each + std::min(i, longer); }
+};
+
 // The source row of a product: `count` segments of `length` values, at the given multiples of `length`.
 struct Segments {
   int count;
@@ -25,7 +35,8 @@ struct Segments {
 template <class Compute>
 struct RowsApart {
   const Compute* const* row;
-  LSTM_FUSED_INLINE Compute operator()(int r, std::int64_t k) const { return row[r][k]; }
+  std::int64_t first;  // k begins there
+  LSTM_FUSED_INLINE Compute operator()(int r, std::int64_t k) const { return row[r][first + k]; }
 };
 template <class Compute, int rows>
 struct RowsTogether {
@@ -46,6 +57,7 @@ struct Product {
   // pass by. Each piece is summed apart, and has an end, so that the rounding error of a long sum stays small.
   static std::int64_t piece_of(std::int64_t length) {
     constexpr std::int64_t fits = std::min<std::int64_t>(Isa::panel_bytes / (panel_width * sizeof(Compute)), 256);
+    if (length <= fits) return length;
     const std::int64_t pieces = (length + fits - 1) / fits;
     return (length + pieces - 1) / pieces;
   }
@@ -129,6 +141,7 @@ struct Product {
     Panels<Compute> weights;
     Segments k;
     Source source;
+    std::int64_t piece = piece_of(k.length);
   };
   template <class Source>
   static Term<Source> term(const Panels<Compute>& weights, const Segments& k, Source source) {
@@ -148,8 +161,9 @@ struct Product {
   static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, Soon soon, Done done,
                   const Term<Source>&... terms) {
     const std::int64_t blocks = (n + row_block - 1) / row_block;
+    const Parts rows(n, blocks);
     for (std::int64_t i = 0; i < blocks; ++i)
-      run_block(n * i / blocks, n * (i + 1) / blocks, panel_begin, panel_end, soon, done, terms...);
+      run_block(rows.begin(i), rows.begin(i + 1), panel_begin, panel_end, soon, done, terms...);
   }
 
  private:
@@ -158,8 +172,18 @@ struct Product {
                         Soon soon, Done done, const Term<Source>&... terms) {
     const std::int64_t rows = row_end - row_begin;
     const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
+    // An epilogue may take rows two at a time, so no tile has an odd one but the last.
+    constexpr int pair = max_rows % 2 ? 1 : 2;
+    const Parts pairs((rows + pair - 1) / pair, tiles);
+    const auto tile_begin = [&](std::int64_t i) { return row_begin + std::min(pair * pairs.begin(i), rows); };
     constexpr int last_term = sizeof...(terms) - 1;
     V partial[sizeof...(terms)][row_block][NV];
+    const Compute* sources[sizeof...(terms)][row_block];
+    int of_term = 0;
+    const auto find_sources = [&](const auto& term, const Compute** source) {
+      for (std::int64_t r = 0; r < rows; ++r) source[r] = term.source(row_begin + r);
+    };
+    (find_sources(terms, sources[of_term++]), ...);
 
     const auto tile = [&](auto rows_constant, auto panels_constant, const auto& term, int which, std::int64_t row,
                           std::int64_t panel, int segment, std::int64_t k0, std::int64_t k1, std::int64_t i) {
@@ -168,16 +192,15 @@ struct Product {
       const bool first = segment == 0 && k0 == 0;
       const bool last = which == last_term && segment == k.count - 1 && k1 == k.length;
       if (last)
-        for (int r = 0; r < R; ++r) soon(row + r, panel);
-      const Compute* from[R];
-      for (int r = 0; r < R; ++r) from[r] = term.source(row + r) + k.column[segment] * k.length + k0;
+        for (int r = 0; r < R * panels; ++r) soon(row + r % R, panel + r / R);
+      const RowsApart<Compute> from{sources[which] + (row - row_begin), k.column[segment] * k.length + k0};
       const std::int64_t place = (row - row_begin) * panels;  // [panels][R][NV]
       const Panels<Compute>& weights = term.weights;
       const Compute* const w = weights.data + panel * weights.panel + (segment * k.length + k0) * weights.input;
       // While the first tiles read this piece of the panel they fetch the next one, each a part of it.
       const std::int64_t ahead = i * line < panel_width ? panel_width + i * line : 0;
-      multiply<R, panels>(RowsApart<Compute>{from}, {w, weights.panel, weights.input}, k1 - k0, first,
-                          partial[which] + place, w + (k1 - k0) * ahead);
+      multiply<R, panels>(from, {w, weights.panel, weights.input}, k1 - k0, first, partial[which] + place,
+                          w + (k1 - k0) * ahead);
       if (!last) return;
       for (int p = 0; p < panels; ++p) done(row, panel + p, partial[0] + place + p * R, R);
     };
@@ -185,12 +208,11 @@ struct Product {
     for (std::int64_t panel = panel_begin; panel < panel_end;) {
       const int together = tiles == 1 && panel + panels_for(rows) <= panel_end ? panels_for(rows) : 1;
       const auto multiply_term = [&](const auto& term, int which) {
-        const std::int64_t piece = piece_of(term.k.length);
         for (int segment = 0; segment < term.k.count; ++segment)
-          for (std::int64_t k0 = 0; k0 < term.k.length; k0 += piece)
+          for (std::int64_t k0 = 0; k0 < term.k.length; k0 += term.piece)
             for (std::int64_t i = 0; i < tiles; ++i) {
-              const std::int64_t row = row_begin + rows * i / tiles, next = row_begin + rows * (i + 1) / tiles;
-              const std::int64_t k1 = std::min(k0 + piece, term.k.length);
+              const std::int64_t row = tile_begin(i), next = tile_begin(i + 1);
+              const std::int64_t k1 = std::min(k0 + term.piece, term.k.length);
               with_rows(next - row, [&](auto R) {
                 constexpr int grouped = panels_for(R);
                 if (together == 1)

@@ -75,24 +75,24 @@ class OuterSum {
     const std::int64_t rows = std::min(block_rows, a.N - row);
     const std::int64_t columns = std::min(block_columns, a.outputs - column);
     const std::int64_t tiles = (end - begin + Tile::max_rows - 1) / Tile::max_rows;
-    for (std::int64_t i = 0; i < columns; i += width) pack_panel(row, rows, column + i, panels + i * rows);
+    pack_panels(row, rows, column, columns);
+    const Parts tile_rows(end - begin, tiles);
     for (std::int64_t i = 0; i < tiles; ++i) {
-      const std::int64_t first = begin + (end - begin) * i / tiles, next = begin + (end - begin) * (i + 1) / tiles;
+      const std::int64_t first = begin + tile_rows.begin(i), next = begin + tile_rows.begin(i + 1);
       Tile::with_rows(next - first, [&](auto R) { add_tiles(R, first, row, rows, column, columns); });
     }
   }
 
-  void pack_panel(std::int64_t row, std::int64_t rows, std::int64_t column, Compute* to) {
-    for (int v = 0; v < sum_vectors; ++v) {
-      const std::int64_t first = column + v * L;
-      if (first >= a.outputs) {
-        for (std::int64_t k = 0; k < rows; ++k) store<V>(to + k * width + v * L, V{});
-        continue;
+  // As pack_rows does it.
+  void pack_panels(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
+    const std::int64_t whole = (columns + width - 1) / width * width;
+    for (std::int64_t k = 0; k < rows; ++k) {
+      const Compute* const from = right(row + k) + column;
+      for (std::int64_t i = 0; i < whole; i += L) {
+        V values{};
+        if (i < columns) with_count<L>(i, columns, [&](auto count) { values = load<V>(from + i, count); });
+        store<V>(panels + (i / width * rows + k) * width + i % width, values);
       }
-      with_count<L>(first, a.outputs, [&](auto count) {
-        for (std::int64_t k = 0; k < rows; ++k)
-          store<V>(to + k * width + v * L, load<V>(right(row + k) + first, count));
-      });
     }
   }
 

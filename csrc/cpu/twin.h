@@ -57,6 +57,13 @@ LSTM_FUSED_INLINE Twin<V> operator<<(const Twin<V>& a, int bits) {
   return {a.first << bits, a.second << bits};
 }
 
+// One by one: bits of both at once would be written to memory first.
+template <class To, class V>
+LSTM_FUSED_INLINE To same_bits(const Twin<V>& v) {
+  using Half = decltype(To::first);
+  return {same_bits<Half>(v.first), same_bits<Half>(v.second)};
+}
+
 template <class W>
 inline constexpr bool is_twin = false;
 template <class V>

@@ -20,6 +20,7 @@ class Worker {
   // This worker's rows among the first `all`. Rows are dealt to and fro, 0 1 2 2 1 0 0 1 2 ...: packed ones come with
   // the longest first, and so everyone gets about as many steps.
   std::int64_t my_rows(std::int64_t all) const {
+    if (share.row_step == 1) return all;
     const std::int64_t rounds = all / share.row_step;
     return rounds + (row(rounds) < all);
   }

@@ -64,13 +64,13 @@ def apart(code: str, use: str = "") -> Translated:
         use: a function of this name puts it in the place of the kernel of the same name; "": it is there from the
             beginning.
     """
-    registers, static = Registers(code), re.search(r"STATIC_SHARED = (\d+)", code)
-    assert static is not None
+    registers, sizes = Registers(code), dict(re.findall(r"\b(STATIC_SHARED|LOCAL_BYTES) = (\d+)", code))
     steps, own, calls = dict[str, str](), list[str](), dict[str, str]()
 
     def take(found: re.Match[str]) -> str:
         lines = found[2].split("\n")[1:]  # the first one says what is unused
-        body = "\n".join(line for line in lines if not line.startswith("  //")).replace("STATIC_SHARED", static[1])
+        body = "\n".join(line for line in lines if not line.startswith("  //"))
+        body = re.sub("|".join(sizes), lambda size: sizes[size[0]], body)
         body, table = registers.numbered(body)
         name = f"step_{hashlib.sha256(body.encode()).hexdigest()[:20]}"
         function = f"void {name}{TAKES} {{\n{body}\n}}"

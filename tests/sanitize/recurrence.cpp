@@ -187,10 +187,11 @@ struct Problem {
   void backward() {
     const int wide = kernels.output_panel;
     const auto packed_U = packed(s.P, wide, wide, G * s.H, [&](std::int64_t i, Compute* to) {
-      kernels.pack_rows(U.data(), s.P, G * s.H, i, to);
+      kernels.pack_rows(U.data(), s.P, G * s.H, i, i + 1, to);
     });
-    const auto packed_W = packed(s.H, wide, wide, s.P,
-                                 [&](std::int64_t i, Compute* to) { kernels.pack_rows(W.data(), s.H, s.P, i, to); });
+    const auto packed_W = packed(s.H, wide, wide, s.P, [&](std::int64_t i, Compute* to) {
+      kernels.pack_rows(W.data(), s.H, s.P, i, i + 1, to);
+    });
     const auto d_output = random_values<Storage>(placed * s.P), h0 = random_values<Storage>(s.B * s.P),
                reset_h = random_values<Storage>(s.P);
     auto dh = random_values<Compute>(s.B * s.P), dc = random_values<Compute>(s.B * s.H);
@@ -233,7 +234,7 @@ struct Problem {
     const int wide = kernels.output_panel;
     const auto W_ih = random_values<Storage>(G * s.H * I);
     const auto packed_W = packed(I, wide, wide, G * s.H, [&](std::int64_t i, Compute* to) {
-      kernels.pack_rows(W_ih.data(), I, G * s.H, i, to);
+      kernels.pack_rows(W_ih.data(), I, G * s.H, i, i + 1, to);
     });
     const auto input = random_values<Compute>(N * I);
     std::vector<Compute> d_input(placed * I), d_W(G * s.H * I), scratch(kernels.outer_sum_scratch);
