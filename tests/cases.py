@@ -167,7 +167,10 @@ PROJECTIONS = (
 
 
 # What the 16-bit types add is conversion at the edges of a kernel: every size, and the options with edges of their own.
-SIXTEEN_BIT_OPTIONS = tuple(c for c in OPTIONS if c.bidirectional or c.layout == "strided" or c.gain > 1)
+SIXTEEN_BIT_OPTIONS = (
+    *(c for c in OPTIONS if c.bidirectional or c.layout == "strided" or c.gain > 1),
+    Case(T=2, B=3, I=5, H=136),  # more units than tensor cores take at once
+)
 
 
 def table(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import emulated
 import pytest
-from mutants import build, judge
+from mutants import build, driver, judge
 from mutants.journal import Journal
 from mutants.operators import Mutant, mutants
 from mutants.survivors import Survivor, explained, out_of_date, survivors
@@ -138,6 +138,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     library = judge.Library(base.library)
     yield Workplace(base, build.Bench(folder / "bench", emulated.CSRC, 4), library, table)
     library.close()
+
+
+def test_a_process_that_ended_is_no_verdict(workplace: Workplace) -> None:
+    library = judge.Library(workplace.base.library)
+    library.process.kill()
+    with pytest.raises(RuntimeError, match="ended with -9"):
+        library.says(driver.Task(workplace.table, [("float", "lstm")]))
 
 
 def of_file(file: str) -> list[Mutant]:

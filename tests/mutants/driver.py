@@ -81,6 +81,8 @@ def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
     yield Case(T=3, B=5, H=15, packed=True, bidirectional=True, recompute=True, **given), small
     if tiled:  # rows of whole 16 bytes, more than a tile of them, and more tiles of units than warps
         yield Case(T=2, B=17, H=40, **given), LARGE
+        # In plan block more than one pass over the units.
+        yield Case(T=2, B=3, H=136, **given), LARGE
         # Some blocks are done early, and a step of the LSTM's has 8 rows: a whole block of them and no more.
         yield Case(T=4, B=18, H=40, packed=True, bidirectional=True, **given), LARGE
         yield ResetCase(T=3, B=17, H=40, nan=True, **given), LARGE

@@ -42,22 +42,35 @@ class Verdict:
 
 
 class Library:
-    """A process that has loaded a library, and does tasks with it."""
+    """A process that has loaded a library, and does each task in a copy of itself.
 
-    def __init__(self, library: Path) -> None:
+    Args:
+        library: of which kernels may be replaced.
+        of_mutant: whether its host code is a mutant's, so that the process itself may end by it.
+    """
+
+    def __init__(self, library: Path, of_mutant: bool = False) -> None:
+        self.of_mutant = of_mutant
         self.ours, theirs = processes.Pipe()
         self.process = processes.Process(target=driver.serve, args=(str(library), theirs), daemon=True)
         self.process.start()
         theirs.close()
 
     def says(self, task: Task) -> str:
-        """How the library fails; empty if it passes."""
+        """How the library fails; empty if it passes.
+
+        Raises:
+            RuntimeError: the process ended, which is no mutant's doing.
+        """
         try:
             self.ours.send(task)
             return str(self.ours.recv())
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
             self.process.join()
-            return f"the process ended with {self.process.exitcode}"
+            said = f"the process ended with {self.process.exitcode}"
+            if self.of_mutant:
+                return said
+            raise RuntimeError(f"{said}, that of a library without a mutant") from error
 
     def close(self) -> None:
         self.ours.close()
@@ -194,7 +207,7 @@ def judge_host(base: Base, bench: Bench, table: Path, mutant: Mutant, verdict: V
             if build.code_of(made := bench.host(source)) != build.code_of(base.host[source])
         }
         if host:
-            library = Library(build.link(base, host, bench.folder / "mutant.so"))
+            library = Library(build.link(base, host, bench.folder / "mutant.so"), of_mutant=True)
             types = list(dict.fromkeys(kernel.type for kernel in base.ptx))[:3]  # without tensor cores, and with them
             layers = [(name, cell) for name in types for cell in CELLS]
             verdict.reason = library.says(Task(table, layers, seeds=SEEDS[:1]))
