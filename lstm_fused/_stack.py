@@ -146,23 +146,24 @@ def _segments(
     """
     L, bidirectional = options.num_layers, options.layer.bidirectional
     _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
-    # Not so while compiling: how many rows are kept for backward is the sum of the lengths, which shapes do not tell.
-    apart = options.layer.recompute or options.return_cells or options.return_gates or torch.compiler.is_compiling()
-    apart |= _onnx.exporting()
-    host = None if lengths is None or resets is not None or apart or stays_on_device(lengths) else lengths.cpu()
-    if host is not None and L == 1 and input.dim() == 3:
+    exporting, host, cuts = _onnx.exporting(), None, None
+    if lengths is None:
+        if resets is not None and not (options.packed or options.layer.recompute or exporting):
+            cuts = _ops.Resets((resets.t() if batch_first else resets).to(input.device), *reset_state)
+    elif resets is None and not (options.return_cells or options.return_gates or options.layer.recompute or exporting):
+        # Not while compiling: how many rows are kept for backward is the sum of the lengths, which shapes do not tell.
+        host = None if torch.compiler.is_compiling() or stays_on_device(lengths) else lengths.cpu()
+    by_operator = host is not None or cuts is not None
+    if by_operator and L == 1:
         with contextlib.suppress(RuntimeError):  # as in _sequence: what the operator refuses is then put into words
-            return _batched(cell, input, states, weights, options, batch_first, host)
+            return _batched(cell, input, states, weights, options, batch_first, host, cuts)
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
-    if _onnx.exporting():
+    if exporting:
         if resets is not None:
             raise _onnx.unsupported("resets", "run the parts between them apart")
         return _batched(cell, input, states, weights, options, batch_first, lengths)
-    if lengths is None and resets is not None and not (options.packed or options.layer.recompute):
-        cuts = _ops.Resets((resets.t() if batch_first else resets).to(input.device), *reset_state)
-        return _batched(cell, input, states, weights, options, batch_first, resets=cuts)
-    if host is not None:
-        return _batched(cell, input, states, weights, options, batch_first, host)
+    if by_operator:
+        return _batched(cell, input, states, weights, options, batch_first, host, cuts)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     if lengths is not None and resets is None and stays_on_device(lengths):
         batch_sizes, data_rows, sources, endings = _device.segments(lengths, T, B, batch_first, L, bidirectional)

@@ -140,7 +140,8 @@ class Backward : Worker {
     const std::int64_t begin = a.projection.data ? share.projected_begin : share.unit_begin;
     const std::int64_t end = a.projection.data ? share.projected_end : share.unit_end;
     Columns::run(
-        my_rows(a.sequence.active(t)), begin / panel_width, panels(end), Columns::nothing,
+        my_rows(a.sequence.active(t)), Columns::to_and_fro(begin / panel_width, panels(end), G * a.H, t),
+        Columns::nothing,
         Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t p = panel * panel_width + v * L;
@@ -171,7 +172,7 @@ class Backward : Worker {
   void project_back(std::int64_t t, std::int64_t step) {
     const std::int64_t offset = a.sequence.offset(t);
     Columns::run(
-        my_rows(a.sequence.active(t)), share.unit_begin / panel_width, panels(share.unit_end), Columns::nothing,
+        my_rows(a.sequence.active(t)), {share.unit_begin / panel_width, panels(share.unit_end)}, Columns::nothing,
         Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           const std::int64_t b = row(j);
           const State before = state_before(t, step, b);

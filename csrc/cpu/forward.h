@@ -111,7 +111,7 @@ class Forward : Worker {
     Compute* result[Input::row_block];
     std::int64_t count = 0;
     const auto multiply = [&] {
-      Input::run(count, share.unit_begin / L, panels(share.unit_end), Input::nothing,
+      Input::run(count, {share.unit_begin / L, panels(share.unit_end)}, Input::nothing,
                  Input::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[G]) {
                    with_count<L>(panel * L, a.H, [&](auto units) {
 #pragma GCC unroll 8
@@ -136,36 +136,9 @@ class Forward : Worker {
     const std::int64_t t = a.sequence.time(step);
     using Gates = Product<G, Compute>;
     const auto run = [&](auto soon, auto done, const auto&... input_term) {
-      Gates::run(my_rows(a.sequence.active(t)), share.unit_begin / L, panels(share.unit_end), soon, done, input_term...,
+      Gates::run(my_rows(a.sequence.active(t)),
+                 Gates::to_and_fro(share.unit_begin / L, panels(share.unit_end), a.P, step), soon, done, input_term...,
                  Gates::term(Gates::packed(a.recurrent, a.P), a.P, [&](std::int64_t j) { return h0 + row(j) * h_ld; }));
-    };
-    // input(r, g, count) is W x of the r-th of these rows.
-    const auto update_rows = [&](std::int64_t j, std::int64_t panel, auto input, const V(*products)[G], int rows) {
-      with_count<L>(panel * L, a.H, [&](auto count) {
-        const auto each = [&](auto f) {
-          int r = 0;
-          for (; r + 1 < rows; r += 2) f(Twin<V>{}, r);
-          if (r < rows) f(V{}, r);
-        };
-        const auto update = [&](auto w, int r, V(*kept)[S + 1]) {
-          update_units<decltype(w)>(
-              t, j + r, panel * L, count, [&](int i, int g) { return input(r + i, g, count); }, products + r, h0, kept);
-        };
-        const auto output = [&](auto w, int r, const V(*kept)[S + 1]) {
-          output_units<decltype(w)>(t, j + r, panel * L, count, kept, h0, h1);
-        };
-        if constexpr (Cell::carries_cell) {
-          // The output has an activation more, which waits for all the others: so all rows' come together.
-          V kept[Gates::max_rows][S + 1];
-          each([&](auto w, int r) { update(w, r, kept + r); });
-          each([&](auto w, int r) { output(w, r, kept + r); });
-        } else {
-          each([&](auto w, int r) {
-            V kept[vectors<decltype(w)>][S + 1];
-            update(w, r, kept), output(w, r, kept);
-          });
-        }
-      });
     };
     // The lines that the cell will write, so that no store waits for one that another processor has.
     const auto fetch_targets = [&](std::int64_t j, std::int64_t panel) {
@@ -178,97 +151,153 @@ class Forward : Worker {
     if (!a.input_gates) {
       run(
           fetch_targets,
-          [&](std::int64_t j, std::int64_t panel, const V(*sums)[G], int rows) {
-            update_rows(j, panel, [&](int r, int g, auto) { return sums[r][g]; }, sums + Gates::row_block, rows);
+          [&](const Tile& tile, const V(*sums)[G]) {
+            update_tile(t, tile, sums + Gates::row_block, h0, h1, [](const V(*product)[G], auto, auto, int g, auto) {
+              return (product - Gates::row_block)[0][g];
+            });
           },
           Gates::term(Gates::packed(a.input_weights, a.I), a.I,
                       [&](std::int64_t j) { return a.input + a.sequence.place(t, row(j)) * a.I; }));
       return;
     }
     const Compute* const input = input_gates(step);
-    const auto place = [&](std::int64_t j, std::int64_t panel, int g) {
-      return input + row(j) * a.input_ld + g * a.H + panel * L;
+    const auto place = [=, this](std::int64_t b, std::int64_t unit, int g) {
+      return input + b * a.input_ld + g * a.H + unit;
     };
     run(
         [&](std::int64_t j, std::int64_t panel) {
-          for (int g = 0; g < G; ++g) __builtin_prefetch(place(j, panel, g));
+          for (int g = 0; g < G; ++g) __builtin_prefetch(place(row(j), panel * L, g));
           fetch_targets(j, panel);
         },
-        [&](std::int64_t j, std::int64_t panel, const V(*sums)[G], int rows) {
-          update_rows(
-              j, panel, [&](int r, int g, auto count) { return load<V>(place(j + r, panel, g), count); }, sums, rows);
+        [&](const Tile& tile, const V(*sums)[G]) {
+          update_tile(t, tile, sums, h0, h1, [=](auto, std::int64_t b, std::int64_t unit, int g, auto count) {
+            return load<V>(place(b, unit, g), count);
+          });
         });
   }
 
-  // A block of units of the j-th row (W = V), or of that and the next (W = Twin<V>): what `output` needs is kept,
-  // s and c_t.
-  template <class W, class Count, class Input>
-  LSTM_FUSED_INLINE void update_units(std::int64_t t, std::int64_t j, std::int64_t unit, Count count, Input input,
-                                      const V (*products)[G], const Compute* h0, V (*kept)[S + 1]) {
+  // The cells of a tile. input(product, b, unit, g, count) is W x of a block of row b.
+  template <class Input>
+  void update_tile(std::int64_t t, const Tile& tile, const V (*products)[G], const Compute* h0, Compute* h1,
+                   Input input) {
+    // Only the last panel may have units that do not exist: it is then by itself.
+    if (tile.panels > 1 && (tile.panel + tile.panels) * L > a.H) {
+      for (int p = 0; p < tile.panels; ++p)
+        update_tile(t, {tile.row, tile.panel + p, tile.rows, 1}, products + p * tile.rows, h0, h1, input);
+      return;
+    }
+    with_count<L>(tile.panel * L, a.H, [&](auto count) {
+      if (tile.rows > 1) update_pairs<false>(t, tile, count, products, h0, h1, input);
+      if (tile.rows % 2) update_pairs<true>(t, tile, count, products, h0, h1, input);
+    });
+  }
+
+  // The rows of a tile two by two; or `last`, the one that then is left, its panels two by two. Two functions, because
+  // their registers must not be planned together.
+  template <bool last, class Count, class Input>
+  [[gnu::noinline]] void update_pairs(std::int64_t t, const Tile& tile, Count count, const V (*products)[G],
+                                      const Compute* h0, Compute* h1, Input input) {
+    // f(blocks, k, stride) takes the k-th of the tile's products and, of two, that `stride` further on.
+    const auto each = [&](auto f) {
+      if constexpr (last) {
+        const int r = tile.rows - 1;
+        const std::int64_t b = row(tile.row + r);
+        int p = 0;
+        for (; p + 1 < tile.panels; p += 2)
+          f(Blocks<Twin<V>, Count, true>{{b, b}, (tile.panel + p) * L, count}, p * tile.rows + r, tile.rows);
+        if (p < tile.panels) f(Blocks<V, Count, false>{{b, b}, (tile.panel + p) * L, count}, p * tile.rows + r, 1);
+      } else {
+        for (int p = 0; p < tile.panels; ++p)
+          for (int r = 0; r + 1 < tile.rows; r += 2)
+            f(Blocks<Twin<V>, Count, false>{{row(tile.row + r), row(tile.row + r + 1)}, (tile.panel + p) * L, count},
+              p * tile.rows + r, 1);
+      }
+    };
+    V kept[Product<G, Compute>::max_rows][S + 1];
+    if constexpr (Cell::carries_cell) {
+      // The output has an activation more, which waits for all the others: so those of the tile come together.
+      each([&](const auto& blocks, int k, int stride) {
+        update_units(t, blocks, products + k, stride, h0, kept + k, input);
+      });
+      each([&](const auto& blocks, int k, int stride) { output_units(t, blocks, stride, kept + k, h0, h1); });
+    } else {
+      each([&](const auto& blocks, int k, int stride) {
+        update_units(t, blocks, products + k, stride, h0, kept, input);
+        output_units(t, blocks, stride, kept, h0, h1);
+      });
+    }
+  }
+
+  // A block of units of a row (W = V), or two blocks (W = Twin<V>), of two rows or beside each other in one: a cell's
+  // values in some matrix, in which f(b) is where row b begins.
+  template <class W, class Count, bool beside>
+  struct Blocks {
+    std::int64_t b[2], unit;
+    Count count;
+
+    LSTM_FUSED_INLINE std::int64_t row(int i) const { return b[beside ? 0 : i]; }
+    LSTM_FUSED_INLINE std::int64_t unit_of(int i) const { return unit + (beside ? i * L : 0); }
+
+    template <class F>
+    LSTM_FUSED_INLINE W read(F f) const {
+      return gather<W>([&](int i) { return load<V>(f(row(i)) + unit_of(i), count); });
+    }
+    template <class F>
+    LSTM_FUSED_INLINE void write(const W& value, F f) const {
+      scatter(value, [&](int i, const V& v) { store(f(row(i)) + unit_of(i), v, count); });
+    }
+  };
+
+  // What `output_units` needs is kept, s and c_t.
+  template <class W, class Count, bool beside, class Input>
+  LSTM_FUSED_INLINE void update_units(std::int64_t t, const Blocks<W, Count, beside>& blocks, const V (*products)[G],
+                                      int stride, const Compute* h0, V (*kept)[S + 1], Input input) {
     W x[G], r[G], s[S], h_before{}, c_before{}, c_after{};
-    const auto rows = rows_of<W>(j, unit, count);
     const std::int64_t offset = a.sequence.offset(t);
     const auto cell = [&](std::int64_t b) { return a.c + a.sequence.column(b) * a.H; };
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
-      x[g] = gather<W>([&](int i) { return input(i, g); }) + rows.read([&](auto) { return a.bias_x + g * a.H; });
-      r[g] = gather<W>([&](int i) { return products[i][g]; }) + rows.read([&](auto) { return a.bias_h + g * a.H; });
+      x[g] = gather<W>([&](int i) {
+               return input(products + i * stride, blocks.row(i), blocks.unit_of(i), g, blocks.count);
+             }) +
+             blocks.read([&](auto) { return a.bias_x + g * a.H; });
+      r[g] = gather<W>([&](int i) { return products[i * stride][g]; }) +
+             blocks.read([&](auto) { return a.bias_h + g * a.H; });
     }
-    if constexpr (Cell::reads_h0) h_before = rows.read([&](auto b) { return h0 + b * h_ld; });
-    if constexpr (Cell::carries_cell) c_before = rows.read(cell);
+    if constexpr (Cell::reads_h0) h_before = blocks.read([&](auto b) { return h0 + b * h_ld; });
+    if constexpr (Cell::carries_cell) c_before = blocks.read(cell);
     Cell::update(x, r, h_before, c_before, s, c_after);
     if constexpr (Cell::carries_cell) {
       c_after = clamp<W>(c_after, a.cell_clip);
-      rows.write(c_after, cell);
-      if (a.cells) rows.write(c_after, [&](auto b) { return a.cells + (offset + b) * a.H; });
+      blocks.write(c_after, cell);
+      if (a.cells) blocks.write(c_after, [&](auto b) { return a.cells + (offset + b) * a.H; });
     }
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) {
-      if (a.saved) rows.write(s[i], [&](auto b) { return a.saved + ((offset + b) * S + i) * a.H; });
-      scatter(s[i], [&](int n, const V& v) { kept[n][i] = v; });
+      if (a.saved) blocks.write(s[i], [&](auto b) { return a.saved + ((offset + b) * S + i) * a.H; });
+      scatter(s[i], [&](int n, const V& v) { kept[n * stride][i] = v; });
     }
-    scatter(c_after, [&](int n, const V& v) { kept[n][S] = v; });
+    scatter(c_after, [&](int n, const V& v) { kept[n * stride][S] = v; });
   }
 
-  template <class W, class Count>
-  LSTM_FUSED_INLINE void output_units(std::int64_t t, std::int64_t j, std::int64_t unit, Count count,
+  template <class W, class Count, bool beside>
+  LSTM_FUSED_INLINE void output_units(std::int64_t t, const Blocks<W, Count, beside>& blocks, int stride,
                                       const V (*kept)[S + 1], const Compute* h0, Compute* h1) {
     W s[S], h_before{};
-    const auto rows = rows_of<W>(j, unit, count);
 #pragma GCC unroll 8
-    for (int i = 0; i < S; ++i) s[i] = gather<W>([&](int n) { return kept[n][i]; });
-    if constexpr (Cell::reads_h0) h_before = rows.read([&](auto b) { return h0 + b * h_ld; });
-    const W h = Cell::output(s, h_before, gather<W>([&](int n) { return kept[n][S]; }));
-    if (a.projection) return rows.write(h, [&](auto b) { return a.unprojected + b * unprojected_ld; });
-    rows.write(h, [&](auto b) { return h1 + b * h_ld; });
-    rows.write(h, [&](auto b) { return a.output + a.sequence.place(t, b) * a.output_ld; });
-  }
-
-  // A block of units in some matrix, of one row or of two: f(b) is where row b begins.
-  template <class W, class Count>
-  struct RowsOf {
-    std::int64_t b[2], unit;
-    Count count;
-
-    template <class F>
-    LSTM_FUSED_INLINE W read(F f) const {
-      return gather<W>([&](int i) { return load<V>(f(b[i]) + unit, count); });
-    }
-    template <class F>
-    LSTM_FUSED_INLINE void write(const W& value, F f) const {
-      scatter(value, [&](int i, const V& v) { store(f(b[i]) + unit, v, count); });
-    }
-  };
-  template <class W, class Count>
-  RowsOf<W, Count> rows_of(std::int64_t j, std::int64_t unit, Count count) const {
-    return {{row(j), row(j + vectors<W> - 1)}, unit, count};
+    for (int i = 0; i < S; ++i) s[i] = gather<W>([&](int n) { return kept[n * stride][i]; });
+    if constexpr (Cell::reads_h0) h_before = blocks.read([&](auto b) { return h0 + b * h_ld; });
+    const W h = Cell::output(s, h_before, gather<W>([&](int n) { return kept[n * stride][S]; }));
+    if (a.projection) return blocks.write(h, [&](auto b) { return a.unprojected + b * unprojected_ld; });
+    blocks.write(h, [&](auto b) { return h1 + b * h_ld; });
+    blocks.write(h, [&](auto b) { return a.output + a.sequence.place(t, b) * a.output_ld; });
   }
 
   void project(std::int64_t t, Compute* h1) {
     static constexpr int width = projection_vectors * L;
     using Projection = Product<projection_vectors, Compute>;
     Projection::run(
-        my_rows(a.sequence.active(t)), share.projected_begin / width, (share.projected_end + width - 1) / width,
+        my_rows(a.sequence.active(t)), {share.projected_begin / width, (share.projected_end + width - 1) / width},
         Projection::nothing,
         Projection::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[projection_vectors]) {
           for (int v = 0; v < projection_vectors; ++v) {

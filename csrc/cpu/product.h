@@ -31,6 +31,18 @@ struct Segments {
   std::int64_t length;
 };
 
+// The panels [begin, end), the first one first or the last.
+struct PanelRange {
+  std::int64_t begin, end;
+  bool backwards = false;
+};
+
+// What a product gives at once: `rows` rows from the row-th on of `panels` panels, [panels, rows].
+struct Tile {
+  std::int64_t row, panel;
+  int rows, panels;
+};
+
 // Where a tile's rows come from: apart in memory, each with k running along it, or side by side for every k.
 template <class Compute>
 struct RowsApart {
@@ -62,12 +74,14 @@ struct Product {
     return (length + pieces - 1) / pieces;
   }
 
-  // A few rows take several panels at once: independent sums hide the latency of a fused multiply-add, and what is
-  // loaded of a row serves them all.
+  // A few rows have several panels together, whose epilogue then has as much to do at once as that of many rows.
   static constexpr int panels_for(int rows) {
     const int most = Isa::accumulators / (rows * NV);
     return most >= 4 ? 4 : most >= 2 ? 2 : 1;
   }
+  // Narrow panels are also multiplied together: independent sums hide the latency of a fused multiply-add, and what is
+  // loaded of a row serves them all. Wide ones are read faster one by one.
+  static constexpr int multiplied_together(int rows) { return NV > 2 ? 1 : panels_for(rows); }
 
   // sums += product, or = if `first`; meanwhile K cache lines from `ahead` on are fetched into L2. The sums are moved
   // to registers and back one by one: an array copied as a whole would be kept in memory. A function of its own,
@@ -90,14 +104,14 @@ struct Product {
           for (int r = 0; r < rows; ++r) x[r] = broadcast<V>(source(r, k));
 #pragma GCC unroll 8
           for (int v = 0; v < NV; ++v) {
-            const V column = load<V>(w + v * lanes<V>);
+            const V column = in_register<rows>(load<V>(w + v * lanes<V>));
 #pragma GCC unroll 16
             for (int r = 0; r < rows; ++r) acc[p][r][v] += x[r] * column;
           }
         } else {
           V column[NV];
 #pragma GCC unroll 8
-          for (int v = 0; v < NV; ++v) column[v] = load<V>(w + v * lanes<V>);
+          for (int v = 0; v < NV; ++v) column[v] = in_register<rows <= NV ? rows : 1>(load<V>(w + v * lanes<V>));
 #pragma GCC unroll 16
           for (int r = 0; r < rows; ++r) {
             const V x = broadcast<V>(source(r, k));
@@ -122,6 +136,15 @@ struct Product {
     }(std::make_integer_sequence<int, max_rows>{});
   }
 
+  // The panels that every step reads. More of them than a core's cache holds are read to and fro: what was last is
+  // still there. Fewer are not, for a step that began with them would have to wait for the units that the last one
+  // ended with.
+  static PanelRange to_and_fro(std::int64_t begin, std::int64_t end, std::int64_t K, std::int64_t step) {
+    constexpr std::int64_t held_bytes = 512 * 1024;
+    const auto bytes = static_cast<std::int64_t>(sizeof(Compute)) * K * panel_width * (end - begin);
+    return {begin, end, bytes > held_bytes && step % 2 != 0};
+  }
+
   static Panels<Compute> packed(const Compute* data, std::int64_t K) {
     return Panels<Compute>::packed(data, K, panel_width);
   }
@@ -130,8 +153,9 @@ struct Product {
   static constexpr auto nothing = [](std::int64_t, std::int64_t) {};
   template <class F>
   static auto row_by_row(F f) {
-    return [f](std::int64_t j, std::int64_t panel, const V(*sums)[NV], int rows) {
-      for (int r = 0; r < rows; ++r) f(j + r, panel, sums[r]);
+    return [f](const Tile& tile, const V(*sums)[NV]) {
+      for (int p = 0; p < tile.panels; ++p)
+        for (int r = 0; r < tile.rows; ++r) f(tile.row + r, tile.panel + p, *sums++);
     };
   }
 
@@ -154,22 +178,20 @@ struct Product {
     return {weights, {1, whole_row, length}, source};
   }
 
-  // The products of several terms, each summed apart: done(j, panel, V (*sums)[NV], rows) takes the results of some
-  // rows from the j-th on, the first term's in sums[0 ... rows - 1], the next one's row_block further on; soon(j,
-  // panel) is called while there is still a product to compute, to fetch what done will read.
+  // The products of several terms, each summed apart: done(tile, V (*sums)[NV]) takes results, the first term's from
+  // sums[0] on, the next one's row_block further on; soon(j, panel) is called while there is still a product to
+  // compute, to fetch what done will read.
   template <class Soon, class Done, class... Source>
-  static void run(std::int64_t n, std::int64_t panel_begin, std::int64_t panel_end, Soon soon, Done done,
-                  const Term<Source>&... terms) {
+  static void run(std::int64_t n, const PanelRange& panels, Soon soon, Done done, const Term<Source>&... terms) {
     const std::int64_t blocks = (n + row_block - 1) / row_block;
     const Parts rows(n, blocks);
-    for (std::int64_t i = 0; i < blocks; ++i)
-      run_block(rows.begin(i), rows.begin(i + 1), panel_begin, panel_end, soon, done, terms...);
+    for (std::int64_t i = 0; i < blocks; ++i) run_block(rows.begin(i), rows.begin(i + 1), panels, soon, done, terms...);
   }
 
  private:
   template <class Soon, class Done, class... Source>
-  static void run_block(std::int64_t row_begin, std::int64_t row_end, std::int64_t panel_begin, std::int64_t panel_end,
-                        Soon soon, Done done, const Term<Source>&... terms) {
+  static void run_block(std::int64_t row_begin, std::int64_t row_end, const PanelRange& range, Soon soon, Done done,
+                        const Term<Source>&... terms) {
     const std::int64_t rows = row_end - row_begin;
     const std::int64_t tiles = (rows + max_rows - 1) / max_rows;
     // An epilogue may take rows two at a time, so no tile has an odd one but the last.
@@ -198,15 +220,21 @@ struct Product {
       const Panels<Compute>& weights = term.weights;
       const Compute* const w = weights.data + panel * weights.panel + (segment * k.length + k0) * weights.input;
       // While the first tiles read this piece of the panel they fetch the next one, each a part of it.
-      const std::int64_t ahead = i * line < panel_width ? panel_width + i * line : 0;
-      multiply<R, panels>(from, {w, weights.panel, weights.input}, k1 - k0, first, partial[which] + place,
-                          w + (k1 - k0) * ahead);
+      const bool turns = range.backwards && segment == k.count - 1 && k1 == k.length;
+      const Compute* const next = turns ? weights.data + (panel > range.begin ? panel - 1 : panel) * weights.panel
+                                        : w + (k1 - k0) * panel_width;
+      constexpr int each = std::min(panels, multiplied_together(R));
+      for (int p = 0; p < panels; p += each)
+        multiply<R, each>(from, {w + p * weights.panel, weights.panel, weights.input}, k1 - k0, first,
+                          partial[which] + place + p * R, i * line < panel_width ? next + (k1 - k0) * i * line : w);
       if (!last) return;
-      for (int p = 0; p < panels; ++p) done(row, panel + p, partial[0] + place + p * R, R);
+      done(Tile{row, panel, R, panels}, partial[0] + place);
     };
 
-    for (std::int64_t panel = panel_begin; panel < panel_end;) {
-      const int together = tiles == 1 && panel + panels_for(rows) <= panel_end ? panels_for(rows) : 1;
+    for (std::int64_t left = range.end - range.begin; left > 0;) {
+      const int most = tiles == 1 ? panels_for(rows) : 1;
+      const int together = most <= left ? most : most == 4 && left >= 2 ? 2 : 1;
+      const std::int64_t panel = range.backwards ? range.begin + left - together : range.end - left;
       const auto multiply_term = [&](const auto& term, int which) {
         for (int segment = 0; segment < term.k.count; ++segment)
           for (std::int64_t k0 = 0; k0 < term.k.length; k0 += term.piece)
@@ -214,17 +242,18 @@ struct Product {
               const std::int64_t row = tile_begin(i), next = tile_begin(i + 1);
               const std::int64_t k1 = std::min(k0 + term.piece, term.k.length);
               with_rows(next - row, [&](auto R) {
-                constexpr int grouped = panels_for(R);
-                if (together == 1)
-                  tile(R, std::integral_constant<int, 1>{}, term, which, row, panel, segment, k0, k1, i);
-                else if constexpr (grouped > 1)
-                  tile(R, std::integral_constant<int, grouped>{}, term, which, row, panel, segment, k0, k1, i);
+                const auto with = [&](auto panels) { tile(R, panels, term, which, row, panel, segment, k0, k1, i); };
+                if (together == 1) with(std::integral_constant<int, 1>{});
+                if constexpr (panels_for(R) >= 2)
+                  if (together == 2) with(std::integral_constant<int, 2>{});
+                if constexpr (panels_for(R) >= 4)
+                  if (together == 4) with(std::integral_constant<int, 4>{});
               });
             }
       };
       int which = 0;
       (multiply_term(terms, which++), ...);
-      panel += together;
+      left -= together;
     }
   }
 };

@@ -49,6 +49,19 @@ LSTM_FUSED_INLINE void store(element_t<V>* p, const V& v) {
   std::memcpy(p, &v, sizeof(V));
 }
 
+// v, used so many times, but loaded once: to the compiler an empty instruction may have changed it, which otherwise may
+// load it again as an operand of each instruction that takes it.
+template <int times, class V>
+LSTM_FUSED_INLINE V in_register(V v) {
+  if constexpr (times == 1) return v;
+#if defined(__x86_64__) && !defined(LSTM_FUSED_LOWER_AVX512)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // 16-bit storage, widened to float on the way in and rounded to nearest even on the way out.
 template <class V>
 LSTM_FUSED_INLINE integer_t<V> load_bits16(const void* p) {

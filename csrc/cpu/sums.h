@@ -15,7 +15,7 @@ void multiply_rows(const RowsArgs<Compute>& a, std::int64_t row_begin, std::int6
                    std::int64_t panel_end) {
   using Columns = Product<sum_vectors, Compute>;
   using V = Vec<Compute>;
-  Columns::run(row_end - row_begin, panel_begin, panel_end, Columns::nothing,
+  Columns::run(row_end - row_begin, {panel_begin, panel_end}, Columns::nothing,
                Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[sum_vectors]) {
                  for (int v = 0; v < sum_vectors; ++v) {
                    const std::int64_t column = panel * Columns::panel_width + v * lanes<V>;
