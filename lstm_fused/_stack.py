@@ -145,25 +145,18 @@ def _segments(
     Either alone is the kernels' own affair, but for what does not take it.
     """
     L, bidirectional = options.num_layers, options.layer.bidirectional
-    _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
-    exporting, host, cuts = _onnx.exporting(), None, None
-    if lengths is None:
-        if resets is not None and not (options.packed or options.layer.recompute or exporting):
-            cuts = _ops.Resets((resets.t() if batch_first else resets).to(input.device), *reset_state)
-    elif resets is None and not (options.return_cells or options.return_gates or options.layer.recompute or exporting):
-        # Not while compiling: how many rows are kept for backward is the sum of the lengths, which shapes do not tell.
-        host = None if torch.compiler.is_compiling() or stays_on_device(lengths) else lengths.cpu()
-    by_operator = host is not None or cuts is not None
-    if by_operator and L == 1:
+    alone = _alone(input, options, batch_first, lengths, resets, reset_state)
+    if alone and L == 1:
         with contextlib.suppress(RuntimeError):  # as in _sequence: what the operator refuses is then put into words
-            return _batched(cell, input, states, weights, options, batch_first, host, cuts)
+            return _batched(cell, input, states, weights, options, batch_first, *alone)
+    _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
-    if exporting:
+    if _onnx.exporting():
         if resets is not None:
             raise _onnx.unsupported("resets", "run the parts between them apart")
         return _batched(cell, input, states, weights, options, batch_first, lengths)
-    if by_operator:
-        return _batched(cell, input, states, weights, options, batch_first, host, cuts)
+    if alone:
+        return _batched(cell, input, states, weights, options, batch_first, *alone)
     B, T = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     if lengths is not None and resets is None and stays_on_device(lengths):
         batch_sizes, data_rows, sources, endings = _device.segments(lengths, T, B, batch_first, L, bidirectional)
@@ -190,6 +183,30 @@ def _segments(
     before = [s.to(f.dtype) for s, f in zip(states, final, strict=True)] if states and lengths is not None else ()
     ends = zip(final, before, strict=True) if before else zip(final)  # a row without a step ends as it began
     return [padded(r) for r in rows], [_ops.take_rows(e, endings) for e in ends]
+
+
+def _alone(
+    input: Any,
+    options: Options,
+    batch_first: bool,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reset_state: Sequence[Tensor],
+) -> tuple[Tensor | None, _ops.Resets | None] | None:
+    """``lengths`` or ``resets`` as the operator takes either without the other; None: it does not."""
+    if not (isinstance(input, Tensor) and input.dim() == 3) or options.layer.recompute or _onnx.exporting():
+        return None
+    if lengths is None and isinstance(resets, Tensor) and resets.dim() == 2 and not options.packed:
+        before = resets.t() if batch_first else resets
+        return None, _ops.Resets(before if before.device == input.device else before.to(input.device), *reset_state)
+    if resets is not None or reset_state or options.return_cells or options.return_gates:
+        return None
+    # Not while compiling: how many rows are kept for backward is the sum of the lengths, which shapes do not tell.
+    if not isinstance(lengths, Tensor) or torch.compiler.is_compiling():
+        return None
+    if lengths.is_cpu:
+        return lengths, None
+    return None if stays_on_device(lengths) else (lengths.cpu(), None)
 
 
 def _host(tensor: Tensor | None) -> Tensor | None:
