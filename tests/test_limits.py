@@ -64,6 +64,22 @@ def flat(a: raw.Arguments) -> raw.Arguments:
     return replace(a, input=a.input.flatten(0, 1), batch_sizes=torch.full((T,), B))
 
 
+# ---- weights -----------------------------------------------------------------------------------------------------
+
+
+@CELLS
+@pytest.mark.parametrize("B", [1, 3, 9])
+@pytest.mark.parametrize("plan", ["rows", "units"], indirect=True)
+def test_weights_beyond_a_cache(cell: str, B: int, plan: str, isa: str) -> None:
+    """Every other step reads their panels backwards, of which the last is not whole: against the oracle."""
+    case = Case(cell, T=4, B=B, I=2, H=283, dtype=torch.float64)
+    ours = cases.run_module(case, 0, lstm_fused)
+    wanted = cases.run_oracle(case, 0, oracles.FLOAT64)
+    for name, value in wanted.items():
+        terms = case.T * B if name.startswith(("d_weight", "d_bias")) else case.H
+        assert tolerances.close(ours[name], value, torch.float64, terms=terms), name
+
+
 # ---- addresses ---------------------------------------------------------------------------------------------------
 
 FAR = 2**31 + 64  # elements: past what 32 bits can count, signed

@@ -15,6 +15,7 @@ std::vector<const Compute*> previous_rows(const PlacedSequence& sequence, std::i
                                           const Compute* output, std::int64_t ld, const Compute* h0,
                                           const Compute* reset_h) {
   std::vector<const Compute*> rows;
+  rows.reserve(sequence.steps * sequence.batch);
   for (std::int64_t t = 0; t < sequence.steps; ++t) {
     const std::int64_t before = sequence.reverse ? t + 1 : t - 1;
     const std::int64_t known = before >= 0 && before < sequence.steps ? sequence.active(before) : 0;
