@@ -202,11 +202,9 @@ def _alone(
     if resets is not None or reset_state or options.return_cells or options.return_gates:
         return None
     # Not while compiling: how many rows are kept for backward is the sum of the lengths, which shapes do not tell.
-    if not isinstance(lengths, Tensor) or torch.compiler.is_compiling():
+    if not isinstance(lengths, Tensor) or torch.compiler.is_compiling() or stays_on_device(lengths):
         return None
-    if lengths.is_cpu:
-        return lengths, None
-    return None if stays_on_device(lengths) else (lengths.cpu(), None)
+    return lengths if lengths.is_cpu else lengths.cpu(), None
 
 
 def _host(tensor: Tensor | None) -> Tensor | None:
