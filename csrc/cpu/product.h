@@ -136,6 +136,16 @@ struct Product {
     }(std::make_integer_sequence<int, max_rows>{});
   }
 
+  // Calls f(panels) with the number of a tile's panels, at most panels_for(rows), as a constant.
+  template <int rows, class F>
+  LSTM_FUSED_INLINE static void with_panels(int panels, F f) {
+    if (panels == 1) f(std::integral_constant<int, 1>{});
+    if constexpr (panels_for(rows) >= 2)
+      if (panels == 2) f(std::integral_constant<int, 2>{});
+    if constexpr (panels_for(rows) >= 4)
+      if (panels == 4) f(std::integral_constant<int, 4>{});
+  }
+
   // The panels that every step reads. More of them than a core's cache holds are read to and fro: what was last is
   // still there. Fewer are not, for a step that began with them would have to wait for the units that the last one
   // ended with.
@@ -213,10 +223,9 @@ struct Product {
       const Segments& k = term.k;
       const bool first = segment == 0 && k0 == 0;
       const bool last = which == last_term && segment == k.count - 1 && k1 == k.length;
-      if (last)
-        for (int r = 0; r < R * panels; ++r) soon(row + r % R, panel + r / R);
+      for (int r = 0; last && r < R * panels; ++r) soon(row + r % R, panel + r / R);
       const RowsApart<Compute> from{sources[which] + (row - row_begin), k.column[segment] * k.length + k0};
-      const std::int64_t place = (row - row_begin) * panels;  // [panels][R][NV]
+      V(*const sums)[NV] = partial[which] + (row - row_begin) * panels;  // [panels][R]
       const Panels<Compute>& weights = term.weights;
       const Compute* const w = weights.data + panel * weights.panel + (segment * k.length + k0) * weights.input;
       // While the first tiles read this piece of the panel they fetch the next one, each a part of it.
@@ -225,10 +234,9 @@ struct Product {
                                         : w + (k1 - k0) * panel_width;
       constexpr int each = std::min(panels, multiplied_together(R));
       for (int p = 0; p < panels; p += each)
-        multiply<R, each>(from, {w + p * weights.panel, weights.panel, weights.input}, k1 - k0, first,
-                          partial[which] + place + p * R, i * line < panel_width ? next + (k1 - k0) * i * line : w);
-      if (!last) return;
-      done(Tile{row, panel, R, panels}, partial[0] + place);
+        multiply<R, each>(from, {w + p * weights.panel, weights.panel, weights.input}, k1 - k0, first, sums + p * R,
+                          i * line < panel_width ? next + (k1 - k0) * i * line : w);
+      if (last) done(Tile{row, panel, R, panels}, sums - last_term * row_block);
     };
 
     for (std::int64_t left = range.end - range.begin; left > 0;) {
@@ -242,12 +250,8 @@ struct Product {
               const std::int64_t row = tile_begin(i), next = tile_begin(i + 1);
               const std::int64_t k1 = std::min(k0 + term.piece, term.k.length);
               with_rows(next - row, [&](auto R) {
-                const auto with = [&](auto panels) { tile(R, panels, term, which, row, panel, segment, k0, k1, i); };
-                if (together == 1) with(std::integral_constant<int, 1>{});
-                if constexpr (panels_for(R) >= 2)
-                  if (together == 2) with(std::integral_constant<int, 2>{});
-                if constexpr (panels_for(R) >= 4)
-                  if (together == 4) with(std::integral_constant<int, 4>{});
+                with_panels<R>(together,
+                               [&](auto panels) { tile(R, panels, term, which, row, panel, segment, k0, k1, i); });
               });
             }
       };
