@@ -79,7 +79,7 @@ SOURCES = [
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cuda/plan.cpp",
 ]
-CUDA_SOURCES = [f"csrc/cuda/{name}" for name in ("layer.cpp", "steps.cpp", "forward.cu", "backward.cu")]
+CUDA_SOURCES = [f"csrc/cuda/{name}" for name in ("layer.cpp", "steps.cpp", "forward.cu", "backward.cu", "exchange.cu")]
 
 DEVICE = "cpu" if WHY_NO_CUDA else "cuda"
 # -isystem: warnings are for our own code.

@@ -26,7 +26,7 @@ OWN = [
     CSRC / "cuda" / "steps.cpp",
     ROOT / "tests" / "emulated_memory.cpp",
 ]
-KERNELS = [CSRC / "cuda" / "forward.cu", CSRC / "cuda" / "backward.cu"]
+KERNELS = [CSRC / "cuda" / f"{name}.cu" for name in ("forward", "backward", "exchange")]
 DEFINES = ["LSTM_FUSED_CUDA", "LSTM_FUSED_CUDA_EMULATED"]
 
 

@@ -232,7 +232,7 @@ def test_memory_does_not_grow(case: Case, card: str, cuda_plan: str) -> None:
 
 @CELLS
 def test_peak_of_inference(cell: str, card: str) -> None:
-    """Without a graph, beside the output there is room for what one direction would save, and little else."""
+    """Without a graph, beside the output there is room for what one direction would save and its h, and little else."""
     case = Case(cell, T=400, B=64, I=64, H=128, bidirectional=True)
     module, x = module_and_input(case, card)
     with torch.inference_mode():
@@ -243,7 +243,7 @@ def test_peak_of_inference(cell: str, card: str) -> None:
         module(x)
         peak = torch.cuda.max_memory_allocated() - before
     unit = case.T * case.B * case.H * case.dtype.itemsize
-    assert peak <= (case.D + 4) * unit * 1.1 + 2**20, (peak, unit)
+    assert peak <= (case.D + 5) * unit * 1.1 + 2**20, (peak, unit)
 
 
 # ---- long sequences ----------------------------------------------------------------------------------------------

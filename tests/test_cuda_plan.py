@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -41,6 +41,7 @@ class Plan:
     resident: bool
     held: bool  # in registers
     tensor: bool
+    even: bool
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Shape:
     gates: int = 4
     storage: int = 4
     tf32: bool = False
+    even: bool = True
 
     @property
     def compute(self) -> int:
@@ -60,10 +62,10 @@ class Shape:
 def plan(device: Device, shape: Shape, backward: bool = False, forced: str = "") -> Plan:
     about_shape = (shape.T, shape.B, shape.H, shape.gates, shape.storage, shape.compute)
     about_device = (device.multiprocessors, device.shared, device.tensor_cores)
-    said = torch.ops.lstm_fused.cuda_plan(*about_shape, *about_device, shape.tf32, backward, forced)
+    said = torch.ops.lstm_fused.cuda_plan(*about_shape, *about_device, shape.tf32, backward, forced, shape.even)
     found = re.fullmatch(
         r"(\w+), (\d+) units and (\d+) rows? a block, (\d+) bytes shared(, weights among them|, weights in registers)?"
-        r"(, tensor cores)?"
+        r"(, tensor cores)?(, even steps)?"
         r", about \d+ cycles a step",
         said,
     )
@@ -76,6 +78,7 @@ def plan(device: Device, shape: Shape, backward: bool = False, forced: str = "")
         bool(found[5]),
         "registers" in (found[5] or ""),
         bool(found[6]),
+        bool(found[7]),
     )
 
 
@@ -106,9 +109,11 @@ FLASH = Shape(1024, 16, 768, storage=2)  # the shape of the published figures
     ("device", "shape", "backward", "expected"),
     [
         (H100, Shape(100, 4096, 64), False, ("block", 64, 8)),  # U is 64 KiB
-        (H100, Shape(100, 512, 64, storage=2), False, ("block", 64, 8)),
-        (H100, Shape(100, 64, 64, storage=2), False, ("grid", 4, 8)),  # to meet costs less than to update 64 units
-        (H100, FLASH, False, ("grid", 12, 8)),  # two groups of rows: each block reads half of h
+        (H100, Shape(100, 4096, 64, storage=2), False, ("block", 64, 8)),
+        (H100, Shape(100, 512, 64, storage=2), False, ("grid", 16, 16)),
+        (H100, Shape(100, 64, 64, storage=2), False, ("grid", 8, 8)),  # to meet costs less than to update 64 units
+        (H100, FLASH, False, ("grid", 16, 8)),  # two groups of rows; of fewer units, more blocks would ask for h
+        (H100, replace(FLASH, even=False), False, ("grid", 12, 8)),
         (A100, FLASH, False, ("grid", 16, 8)),
         (H100, FLASH, True, ("grid", 16, 8)),
         (H100, Shape(100, 16, 1024, tf32=True), False, ("grid", 8, 16)),  # 128 KiB
@@ -130,6 +135,23 @@ def test_weights_in_registers() -> None:
         assert not plan(H100, Shape(100, 16, 100, storage=2), backward).held, (
             "rows do not begin at multiples of 16 bytes"
         )
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_even_steps(backward: bool) -> None:
+    """They have kernels of their own, up to 64 rows a block, where weights fit into registers and rows are aligned."""
+    assert plan(H100, FLASH, backward).even and plan(H100, Shape(100, 128, 1024, storage=2), backward).even
+    assert plan(H100, Shape(100, 128, 1024, storage=2), backward).rows == 64
+    assert plan(H100, Shape(100, 16, 512, tf32=True), backward).even
+    for shape in (
+        replace(FLASH, even=False),
+        replace(FLASH, H=1032),
+        replace(FLASH, H=100),
+        replace(FLASH, storage=4),
+        replace(FLASH, B=256, H=1024),
+    ):
+        assert not plan(H100, shape, backward).even, shape
+    assert not plan(DEVICES[0], FLASH, backward).even
 
 
 def test_weights_that_fit_nowhere_are_read_anew_by_blocks_that_stay() -> None:

@@ -1,5 +1,6 @@
 // The backward kernels of every cell and storage type.
 #include "backward.cuh"
+#include "even_backward.cuh"
 #include "launch.cuh"
 
 namespace lstm_fused::cuda {
@@ -11,6 +12,19 @@ std::string launch_backward(std::string_view cell, const Plan& plan, const Backw
   std::string error = "no cell of this name";
   host::with_cell(cell, [&](auto found) {
     using Cell = decltype(found);
+    if constexpr (sizeof(Storage) <= 4)
+      if (plan.even) {
+        const auto kernel = plan.rows_per_block <= 2 * tile_rows
+                                ? even_backward_kernel<Cell, Storage, 1>
+                                : even_backward_kernel<Cell, Storage, most_row_tiles / 2>;
+        error = start(kernel, args, plan, args.sequence.batch, -1, args.sequence.steps, cuda_stream);
+        TilesArgs<Storage> tiles = {
+            args.sequence, true, args.exchange, args.d_gates, Cell::saved * args.H, static_cast<int>(args.H),
+            Cell::saved};
+        for (int k = 0; k < Cell::saved; ++k) tiles.order |= gate_of_column<Cell>(k) << 4 * k;
+        if (error.empty()) error = launch_untile<Storage>(tiles, stream);
+        return;
+      }
     auto kernel = plan.rows == 1 ? backward_kernel<Cell, Storage, 1> : backward_kernel<Cell, Storage, 8>;
     if constexpr (sizeof(Storage) <= 4)
       if (plan.tensor)

@@ -1,4 +1,5 @@
 // The forward kernels of every cell and storage type.
+#include "even_forward.cuh"
 #include "forward.cuh"
 #include "launch.cuh"
 
@@ -11,6 +12,19 @@ std::string launch_forward(std::string_view cell, const Plan& plan, const Forwar
   std::string error = "no cell of this name";
   host::with_cell(cell, [&](auto found) {
     using Cell = decltype(found);
+    if constexpr (sizeof(Storage) <= 4)
+      if (plan.even) {
+        const auto kernel = plan.rows_per_block <= 2 * tile_rows
+                                ? even_forward_kernel<Cell, Storage, 1>
+                                : even_forward_kernel<Cell, Storage, most_row_tiles / 2>;
+        error = start(kernel, args, plan, args.sequence.batch, 0, args.sequence.steps, cuda_stream);
+        const std::int64_t initial = exchange_elements<Storage>(1, args.sequence.batch, args.H);
+        if (error.empty())
+          error = launch_untile<Storage>(
+              {args.sequence, false, args.exchange + initial, args.output, args.output_ld, static_cast<int>(args.H)},
+              stream);
+        return;
+      }
     auto kernel = plan.rows == 1 ? forward_kernel<Cell, Storage, 1> : forward_kernel<Cell, Storage, 8>;
     if constexpr (sizeof(Storage) <= 4)
       if (plan.tensor)

@@ -33,6 +33,7 @@ struct ForwardArgs {
   Compute* c = nullptr;    // [B, H]: c_0, and c_n at the end
   unsigned* arrived = nullptr;  // [row groups of the plan], zero
   bool hint = false;            // `arrived` is but a hint, for output is not_yet (values.cuh) to begin with
+  Storage* exchange = nullptr;  // of an even plan, see exchange_elements
   Compute cell_clip = no_clip<Compute>;
 };
 
@@ -62,7 +63,29 @@ struct BackwardArgs {
   Storage* d_gates = nullptr;        // [N, S*H]: gradients before the activations
   unsigned* arrived = nullptr;       // [row groups of the plan], zero
   bool hint = false;                 // as in ForwardArgs, for d_gates
+  Storage* exchange = nullptr;       // as in ForwardArgs
   Compute cell_clip = no_clip<Compute>, grad_clip = no_clip<Compute>;
+};
+
+// Elements of an exchange (exchange.cuh) of so many steps and K columns: forward T + 1 with the initial h, and H;
+// backward T and S*H.
+template <class Storage>
+std::int64_t exchange_elements(std::int64_t steps, std::int64_t batch, std::int64_t K) {
+  constexpr std::int64_t slab_columns = slab_bytes / static_cast<std::int64_t>(sizeof(Storage));
+  const std::int64_t slabs = (K + slab_columns - 1) / slab_columns;
+  return steps * ((batch + tile_rows - 1) / tile_rows) * slabs * tile_rows * slab_columns;
+}
+
+// Rows [N, ld] of what an exchange has: its columns are gates of H units, of which the g-th is the row's `order`[g]-th.
+template <class Storage>
+struct TilesArgs {
+  Sequence sequence;
+  bool last_first = false;  // the exchange's first step is the sequence's last, in the direction of time
+  const Storage* words = nullptr;
+  Storage* rows = nullptr;
+  std::int64_t ld = 0;
+  int H = 0, gates = 1;
+  unsigned order = 0;  // four bits a gate
 };
 
 // What a device's runtime says of a launch; empty: nothing wrong. `stream` is a cudaStream_t. The batch sizes of a
@@ -73,6 +96,9 @@ std::string launch_forward(std::string_view cell, const Plan& plan, const Forwar
 template <class Storage>
 std::string launch_backward(std::string_view cell, const Plan& plan, const BackwardArgs<Storage>& args,
                             const std::int64_t* host_batch_sizes, void* stream);
+
+template <class Storage>
+std::string launch_untile(const TilesArgs<Storage>& args, void* stream);
 
 // The device that is current.
 Device current_device();

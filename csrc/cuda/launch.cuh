@@ -16,10 +16,10 @@ inline std::string error_text(const char* call, cudaError_t error) {
 
 inline std::int64_t blocks_for(std::int64_t count, std::int64_t each) { return (count + each - 1) / each; }
 
-// Starts `kernel` over the steps [begin, end), with blocks for `batch` rows.
-template <class Args>
-std::string start(void (*kernel)(Args, Plan, std::int64_t, std::int64_t), const Args& args, const Plan& plan,
-                  std::int64_t batch, std::int64_t begin, std::int64_t end, cudaStream_t stream) {
+// Starts a kernel over the steps [begin, end), or of all steps, with blocks for `batch` rows.
+template <class Kernel, class Args>
+std::string start(Kernel* kernel, const Args& args, const Plan& plan, std::int64_t batch, std::int64_t begin,
+                  std::int64_t end, cudaStream_t stream) {
   const std::int64_t units = blocks_for(args.H, plan.units_per_block);
   const std::int64_t rows = blocks_for(batch, plan.rows_per_block);
   const dim3 blocks(static_cast<unsigned>(rows), static_cast<unsigned>(units));

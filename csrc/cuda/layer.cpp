@@ -30,7 +30,9 @@ template <class Storage>
 Plan plan_for(const LayerShape& shape, bool backward) {
   TORCH_CHECK(std::max(shape.N, shape.S * shape.H) <= std::numeric_limits<int>::max(),
               "lstm_fused: expected fewer than 2^31 data rows, and gates of all units, on a GPU");
-  const Shape all = {shape.T, shape.B, shape.H, shape.G, sizeof(Storage), sizeof(compute_t<Storage>), tf32_allowed()};
+  const bool even = !shape.batch_sizes && !shape.device_batch_sizes.defined() && !shape.resets.before.defined();
+  const Shape all = {shape.T,        shape.B, shape.H, shape.G, sizeof(Storage), sizeof(compute_t<Storage>),
+                     tf32_allowed(), even};
   try {
     return choose_plan(all, current_device(), backward, forced_plan());
   } catch (const std::invalid_argument& error) {
@@ -50,7 +52,14 @@ at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorO
 
 // Whether blocks need no order to meet: where they await each other's results as words that say whether they are there.
 bool by_hint(const LayerShape& shape, const Plan& plan) {
-  return plan.tensor && plan.kind == Kind::grid && plan.aligned && !shape.device_batch_sizes.defined();
+  return plan.tensor && plan.kind == Kind::grid && plan.aligned && !plan.even && !shape.device_batch_sizes.defined();
+}
+
+// What blocks of an even plan hand each other, of K columns; else undefined.
+template <class Storage>
+at::Tensor exchange(const Plan& plan, std::int64_t steps, std::int64_t batch, std::int64_t K,
+                    const at::TensorOptions& options) {
+  return plan.even ? not_yet_written({exchange_elements<Storage>(steps, batch, K)}, options) : at::Tensor();
 }
 
 // Columns of `output` [.., D*P] that are a direction's, as a matrix [N, P].
@@ -151,6 +160,8 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     a.c = c.defined() ? mutable_data<Compute>(c) + d * B * H : nullptr;
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.hint = hint;
+    const at::Tensor words = exchange<Storage>(plan, shape.T + 1, B, H, storage);
+    a.exchange = mutable_data<Storage>(words);
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     if (N > 0) {
       const std::string error = launch_forward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(input));
@@ -255,6 +266,8 @@ struct DirectionGradients {
     a.d_gates = mutable_data<Storage>(d_gates);
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.hint = hint;
+    const at::Tensor words = exchange<Storage>(plan, shape.T, shape.B, shape.S * shape.H, d_gates.options());
+    a.exchange = mutable_data<Storage>(words);
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     a.grad_clip = static_cast<Compute>(shape.grad_clip);
     check_launch(launch_backward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(x)), "backward", shape,

@@ -26,6 +26,8 @@ Product product_of(const Shape& shape, const Device& device, bool backward) {
   return {shape.H, weight_rows, tensor};
 }
 
+constexpr int fragment = 32 * 16;  // bytes of a warp's part of a slab: of 8 rows
+
 // Gives a plan its places in shared memory. Without weights to keep there, the staged rows have a third of it, so that
 // several blocks fit on a multiprocessor.
 void lay_out(Plan& plan, const Shape& shape, const Device& device, const Product& product) {
@@ -33,13 +35,17 @@ void lay_out(Plan& plan, const Shape& shape, const Device& device, const Product
   std::int64_t staged_bytes = 0, source_bytes = 0, weight_bytes = 0, partial_bytes = 0;
   const auto round_up = [](std::int64_t bytes) { return divide_up(bytes, 16) * 16; };
   plan.source_stride = round_up(product.columns * shape.storage_bytes);
+  if (plan.even) {
+    plan.held = plan.split = true;
+    plan.shared_bytes = divide_up(plan.rows_per_block, tile_rows) * chains * held_tiles(product.per_unit) * fragment;
+    return;
+  }
   if (plan.tensor) {
     const std::int64_t tiles = divide_up(weights, tile_weights);
     const std::int64_t slabs = divide_up(product.columns * shape.storage_bytes, slab_bytes);
-    constexpr int fragment = 32 * 16;  // bytes of a warp's part of a slab: of 8 rows
     plan.split = plan.kind != Kind::block;
     const int most_tiles = held_tiles(product.per_unit),
-              most_slabs = held_slabs(product.per_unit, shape.gates, shape.storage_bytes, plan.split);
+              most_slabs = held_slabs(product.per_unit, shape.gates, plan.split);
     plan.held = plan.resident && plan.aligned &&
                 (plan.split ? tiles <= most_tiles && slabs <= chains * most_slabs
                             : tiles <= warps * most_tiles && slabs <= most_slabs);
@@ -65,9 +71,10 @@ void lay_out(Plan& plan, const Shape& shape, const Device& device, const Product
 }
 
 Plan with_layout(Kind kind, std::int64_t rows_per_block, std::int64_t units, bool resident, const Shape& shape,
-                 const Device& device, const Product& product) {
+                 const Device& device, const Product& product, bool even = false) {
   Plan plan;
   plan.kind = kind;
+  plan.even = even;
   plan.tensor = product.tensor;
   plan.rows = product.tensor || shape.B >= 3 ? 8 : 1;
   plan.rows_per_block = rows_per_block ? rows_per_block : plan.rows;
@@ -94,6 +101,27 @@ std::optional<Plan> best_grid(const Shape& shape, const Device& device, const Pr
   return best;
 }
 
+// The same where weights stay in registers and every step has the same rows.
+std::optional<Plan> best_even(const Shape& shape, const Device& device, const Product& product, bool backward) {
+  std::optional<Plan> best;
+  const int slabs = chains * chain_slabs(product.per_unit, shape.gates);
+  if (!shape.even || !product.tensor || shape.H * shape.storage_bytes % 16 ||
+      product.columns * shape.storage_bytes > slabs * slab_bytes)
+    return best;
+  const std::int64_t batch = std::max<std::int64_t>(shape.B, 1);
+  for (std::int64_t rows = tile_rows, last = 0; last < batch && rows <= most_row_tiles * tile_rows;
+       last = rows, rows *= 2)
+    for (int tiles = 1; tiles <= held_tiles(product.per_unit); ++tiles) {
+      const std::int64_t units = tiles * product.granule();
+      const Plan plan = with_layout(Kind::grid, rows, units, true, shape, device, product, true);
+      if (divide_up(batch, rows) * divide_up(shape.H, units) > device.multiprocessors) continue;
+      if (plan.shared_bytes > device.shared_per_block) continue;
+      if (!best || step_cycles(plan, shape, device, backward) < step_cycles(*best, shape, device, backward))
+        best = plan;
+    }
+  return best;
+}
+
 }  // namespace
 
 std::string Plan::describe() const {
@@ -103,7 +131,7 @@ std::string Plan::describe() const {
          (held       ? ", weights in registers"
           : resident ? ", weights among them"
                      : "") +
-         (tensor ? ", tensor cores" : "");
+         (tensor ? ", tensor cores" : "") + (even ? ", even steps" : "");
 }
 
 // docs/cuda.md says where the figures come from.
@@ -118,6 +146,12 @@ double step_cycles(const Plan& plan, const Shape& shape, const Device& device, b
   // From L2; where the block keeps the source, each of 8 warps reads all of it.
   const double source = plan.kind == Kind::block ? number(8 * plan.rows) * columns * bytes / 128
                                                  : 600 + number(row_tiles * plan.rows) * columns * bytes / 32;
+  const std::int64_t blocks = divide_up(batch, plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
+  if (plan.even) {
+    const double handed = number(blocks * row_tiles * plan.rows) * columns * bytes;
+    return (backward ? 3650 + handed / 5000 : 2400 + handed / 1100) + 40 * number(granules - 1) +
+           (backward ? 2000 : 1100) * number(row_tiles - 1);
+  }
   const double weights_read =
       plan.held ? 0 : number(row_tiles) * weights * columns * bytes / (plan.resident ? 128 : 32);
   const double multiply_adds = plan.tensor ? 1024 / bytes : 256.0 / shape.compute_bytes;  // a cycle
@@ -126,7 +160,6 @@ double step_cycles(const Plan& plan, const Shape& shape, const Device& device, b
   if (plan.split) updates = 2300 * number(row_tiles * divide_up(granules, held_tiles(product.per_unit)));
   else if (plan.tensor) updates = 1200 + (backward ? 3700 : 1750) * number(divide_up(granules, warps));
   const double meeting = plan.kind == Kind::grid ? 1300 : plan.kind == Kind::step ? 5000 : 100;
-  const std::int64_t blocks = divide_up(batch, plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
   const double waves = number(divide_up(blocks, device.multiprocessors));
   return waves * (source + std::max(weights_read, arithmetic) + updates) + meeting;
 }
@@ -145,6 +178,7 @@ Plan choose_plan(const Shape& shape, const Device& device, bool backward, const 
     std::optional<Plan> grid = best_grid(shape, device, product, backward, true);
     if (!grid) grid = best_grid(shape, device, product, backward, false);
     if (grid) plans.push_back(*grid);
+    if (const std::optional<Plan> even = best_even(shape, device, product, backward)) plans.push_back(*even);
   }
   if (forced.empty() || forced == "step") {
     const std::int64_t units = product.tensor ? product.granule() : warps * product.granule();

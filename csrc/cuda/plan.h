@@ -19,6 +19,7 @@ struct Shape {
   int gates = 0;
   int storage_bytes = 0, compute_bytes = 0;
   bool tf32 = false;  // products of float32 numbers may be of rounded ones
+  bool even = false;  // every step has the same rows, and none begins anew
 };
 
 // `block`: a block has some rows and all units, keeps their h to itself, and meets nobody. `grid`: a block has some
@@ -37,10 +38,13 @@ inline constexpr int chains = 8;  // sums of a product, each of every 8th slab
 // backward, where it has one and they are as many times longer as there are gates. Fewer where more else is to be kept:
 // of float32 numbers, which are rounded on the way, and backward of four items a lane.
 constexpr int held_tiles(int per_unit) { return per_unit > 1 ? 4 : 1; }
-constexpr int held_slabs(int per_unit, int gates, int storage_bytes, bool split) {
-  if (per_unit > 1) return split && storage_bytes == 4 ? 3 : 4;
-  return split ? 4 * gates : 4 * gates - 4;
+constexpr int held_slabs(int per_unit, int gates, bool split) {
+  if (per_unit > 1) return split ? 3 : 4;
+  return 4 * gates - (split ? 4 : 6);
 }
+// The same where every step has the same rows: of a warp's chain, in groups of four.
+constexpr int chain_slabs(int per_unit, int gates) { return per_unit > 1 ? 4 : 4 * gates; }
+constexpr int most_row_tiles = 8;  // of a block there
 
 struct Plan {
   Kind kind = Kind::step;
@@ -54,6 +58,7 @@ struct Plan {
   bool held = false;  // with tensor cores, in registers
   bool kept = false;  // the block's own results, which its next step multiplies with, are in shared memory
   bool split = false;  // with tensor cores: each warp has one chain of all tiles, not all of some
+  bool even = false;  // of a shape that is, in grid, held and split: blocks meet in an exchange (chain_product.cuh)
   // Bytes: from a row of the source to the next, where the block keeps it, and what lies where in shared memory, staged
   // rows first.
   std::int64_t source_stride = 0, source_at = 0, weights_at = 0, partials_at = 0, shared_bytes = 0;

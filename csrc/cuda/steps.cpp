@@ -56,7 +56,10 @@ Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Te
 
 at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at::TensorOptions& options, bool hint) {
   if (shape.device_batch_sizes.defined()) return at::zeros(sizes, options);
-  if (!hint) return at::empty(sizes, options);
+  return hint ? not_yet_written(sizes, options) : at::empty(sizes, options);
+}
+
+at::Tensor not_yet_written(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const auto words = options.dtype().itemsize() == 2 ? at::kShort : at::kInt;
   return at::full(sizes, -1, options.dtype(words)).view(c10::typeMetaToScalarType(options.dtype()));
 }

@@ -16,6 +16,8 @@ Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Te
 at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at::TensorOptions& options,
                         bool hint = false);
 
+at::Tensor not_yet_written(at::IntArrayRef sizes, const at::TensorOptions& options);
+
 // Contiguous, and at a multiple of 16 bytes, which kernels read at once.
 at::Tensor whole(const at::Tensor& tensor);
 

@@ -17,7 +17,7 @@
 
 namespace lstm_fused::cuda {
 
-// sum += a * b for a tile: what the instruction for elements of this type does.
+// sum += a * b for a tile: what the instruction for elements of this type does; float32 numbers are rounded before.
 __device__ inline void multiply_add(BFloat16, float (&sum)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
                                     unsigned b0, unsigned b1) {
 #if __CUDA_ARCH__ >= 800
@@ -43,14 +43,49 @@ __device__ inline unsigned to_tf32(unsigned bits) {
 #endif
   return rounded;
 }
+template <class Storage>
+__device__ uint4 rounded(const uint4& words) {
+  if constexpr (sizeof(Storage) < 4) return words;
+  else return {to_tf32(words.x), to_tf32(words.y), to_tf32(words.z), to_tf32(words.w)};
+}
 __device__ inline void multiply_add(float, float (&sum)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
                                     unsigned b0, unsigned b1) {
 #if __CUDA_ARCH__ >= 800
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(to_tf32(b0)), "r"(to_tf32(b1)));
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 #endif
+}
+
+// A chain of a tile, of which a slab's two instructions have a sum each: neither waits for the other.
+struct Chain {
+  float first[4] = {}, second[4] = {};
+
+  template <class Storage>
+  __device__ void add(Storage type, const uint4& low, const uint4& high, const uint4& x) {
+    multiply_add(type, first, low.x, high.x, low.y, high.y, x.x, x.y);
+    multiply_add(type, second, low.z, high.z, low.w, high.w, x.z, x.w);
+  }
+  __device__ float sum(int j) const { return first[j] + second[j]; }
+};
+
+// Of a chain's sums, chain(c): in pairs.
+template <class F>
+__device__ float sum_of_chains(const F& chain) {
+  return ((chain(0) + chain(1)) + (chain(2) + chain(3))) + ((chain(4) + chain(5)) + (chain(6) + chain(7)));
+}
+
+// A lane has two gates of a unit for two rows: it and the one with the other gates exchange, so that each has all gates
+// of one row.
+__device__ inline void gates_of_unit(const float (&total)[4], float (&gates)[4]) {
+  const bool upper = threadIdx.x & 4;
+  const float first = __shfl_xor_sync(~0u, upper ? total[0] : total[1], 4);
+  const float second = __shfl_xor_sync(~0u, upper ? total[2] : total[3], 4);
+  gates[0] = upper ? first : total[0];
+  gates[1] = upper ? second : total[2];
+  gates[2] = upper ? total[1] : first;
+  gates[3] = upper ? total[3] : second;
 }
 
 // `split`: each warp has one chain of all tiles, not all chains of some.
@@ -58,8 +93,7 @@ template <class Storage, int per_unit, int gates, bool split>
 class TensorProduct {
   static constexpr int lane_columns = 16 / sizeof(Storage), slab_columns = 4 * lane_columns;
   static constexpr int tile_units = tile_weights / per_unit;
-  static constexpr int most_tiles = held_tiles(per_unit),
-                       most_slabs = held_slabs(per_unit, gates, sizeof(Storage), split);
+  static constexpr int most_tiles = held_tiles(per_unit), most_slabs = held_slabs(per_unit, gates, split);
 
  public:
   using Value = Approximate;
@@ -144,17 +178,13 @@ class TensorProduct {
   __device__ uint4 whole_from_memory(int unit_of_tile, int slab, int half) const {
     const Storage* const row = row_of_weights(unit_of_tile, half);
     const int k = column_of_lane(slab);
-    return row && k < weights.K ? rounded(*reinterpret_cast<const uint4*>(row + k)) : uint4{};
+    return row && k < weights.K ? rounded<Storage>(*reinterpret_cast<const uint4*>(row + k)) : uint4{};
   }
   __device__ uint4 from_memory(int unit_of_tile, int slab, int half) const {
     if (plan.aligned) return whole_from_memory(unit_of_tile, slab, half);
     const Storage* const row = row_of_weights(unit_of_tile, half);
     const int k = column_of_lane(slab);
-    return rounded(gather<false>(row ? row + k : nullptr, k, [](int) { return 0; }));
-  }
-  __device__ static uint4 rounded(const uint4& words) {
-    if constexpr (sizeof(Storage) < 4) return words;
-    else return {to_tf32(words.x), to_tf32(words.y), to_tf32(words.z), to_tf32(words.w)};
+    return rounded<Storage>(gather<false>(row ? row + k : nullptr, k, [](int) { return 0; }));
   }
   __device__ int count_of_lane() const {
     int found = 0;
@@ -200,15 +230,10 @@ class TensorProduct {
                          : from_memory(weights.begin + tile * tile_units, slab, half);
   }
 
-  __device__ static void multiply_slab(float (&sum)[4], const uint4& low, const uint4& high, const uint4& x) {
-    multiply_add(Storage{}, sum, low.x, high.x, low.y, high.y, x.x, x.y);
-    multiply_add(Storage{}, sum, low.z, high.z, low.w, high.w, x.z, x.w);
-  }
-
   // A chain of each tile from `first_tile` on, then all chains of this warp's tile, or its part of one.
   template <class Shift>
   __device__ void multiply_chain(int first_tile, const Shift& shift, float (&result)[items][per_unit]) {
-    float sum[most_tiles][4] = {};
+    Chain chain[most_tiles];
     if (plan.held) {
       uint4 x[most_slabs];
       bool missing;
@@ -223,21 +248,24 @@ class TensorProduct {
       __syncwarp();
 #pragma unroll
       for (int i = 0; i < most_slabs; ++i)
-        if (slab_of(i) < slabs)
+        if (slab_of(i) < slabs) {
+          const uint4 source = rounded<Storage>(x[i]);
 #pragma unroll
           for (int tile = 0; tile < most_tiles; ++tile)
-            if (tile < tiles) multiply_slab(sum[tile], held[tile][i][0], held[tile][i][1], x[i]);
+            if (tile < tiles) chain[tile].add(Storage{}, held[tile][i][0], held[tile][i][1], source);
+        }
     } else {
 #pragma unroll 1
       for (int i = 0; slab_of(i) < slabs; ++i) {
         uint4 x = source(i, shift);
         while (hint && awaited && has_not_yet(x)) x = source(i, shift);
         __syncwarp();
+        x = rounded<Storage>(x);
 #pragma unroll
         for (int tile = 0; tile < most_tiles; ++tile)
           if (first_tile + tile < tiles)
-            multiply_slab(sum[tile], fragment(first_tile + tile, slab_of(i), 0),
-                          fragment(first_tile + tile, slab_of(i), 1), x);
+            chain[tile].add(Storage{}, fragment(first_tile + tile, slab_of(i), 0),
+                            fragment(first_tile + tile, slab_of(i), 1), x);
       }
     }
     float4* const part = partials + turn * (chains * most_tiles * 32);
@@ -245,17 +273,18 @@ class TensorProduct {
 #pragma unroll
     for (int tile = 0; tile < most_tiles; ++tile)
       if (first_tile + tile < tiles)
-        part[(warp * most_tiles + tile) * 32 + lane] = {sum[tile][0], sum[tile][1], sum[tile][2], sum[tile][3]};
+        part[(warp * most_tiles + tile) * 32 + lane] = {chain[tile].sum(0), chain[tile].sum(1), chain[tile].sum(2),
+                                                        chain[tile].sum(3)};
     __syncthreads();
     if constexpr (per_unit > 1) {
       if (warp >= most_tiles || first_tile + warp >= tiles) return;
       const float4* const of_tile = part + (warp * 32 + lane);
-      float4 chain[chains];
+      float4 sums[chains];
 #pragma unroll
-      for (int c = 0; c < chains; ++c) chain[c] = of_tile[c * most_tiles * 32];
+      for (int c = 0; c < chains; ++c) sums[c] = of_tile[c * most_tiles * 32];
       const float total[4] = {
-          sum_of_chains([&](int c) { return chain[c].x; }), sum_of_chains([&](int c) { return chain[c].y; }),
-          sum_of_chains([&](int c) { return chain[c].z; }), sum_of_chains([&](int c) { return chain[c].w; })};
+          sum_of_chains([&](int c) { return sums[c].x; }), sum_of_chains([&](int c) { return sums[c].y; }),
+          sum_of_chains([&](int c) { return sums[c].z; }), sum_of_chains([&](int c) { return sums[c].w; })};
       give(total, result, 0);
     } else if (warp < 4) {
       const float* const of_item = reinterpret_cast<const float*>(part) + (lane * 4 + warp);
@@ -270,14 +299,15 @@ class TensorProduct {
 #pragma unroll
       for (int i = 0; i < most_tiles; ++i) {
         if (first_tile + tile_of(i) >= tiles) break;
-        float chain[chains][4] = {};
+        Chain chain[chains];
 #pragma unroll
         for (int slab = 0; slab < most_slabs; ++slab)
           if (slab < slabs)
-            multiply_slab(chain[slab % chains], held[i][slab][0], held[i][slab][1], whole_source(slab, shift));
+            chain[slab % chains].add(Storage{}, held[i][slab][0], held[i][slab][1],
+                                     rounded<Storage>(whole_source(slab, shift)));
         float total[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) total[j] = sum_of_chains([&](int c) { return chain[c][j]; });
+        for (int j = 0; j < 4; ++j) total[j] = sum_of_chains([&](int c) { return chain[c].sum(j); });
         give(total, result, i);
       }
     } else {
@@ -299,11 +329,12 @@ class TensorProduct {
     float sums[3][4];
 #pragma unroll 1
     for (int c = 0; c < chains; ++c) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum[j] = 0;
+      Chain chain;
 #pragma unroll 1
       for (int slab = c; slab < slabs; slab += chains)
-        multiply_slab(sum, fragment(tile, slab, 0), fragment(tile, slab, 1), source(slab, shift));
+        chain.add(Storage{}, fragment(tile, slab, 0), fragment(tile, slab, 1), rounded<Storage>(source(slab, shift)));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[j] = chain.sum(j);
 #pragma unroll
       for (int level = 0; level < 3; ++level) {
         const bool second = c >> level & 1;
@@ -317,22 +348,10 @@ class TensorProduct {
     }
   }
 
-  template <class Chain>
-  __device__ static float sum_of_chains(const Chain& chain) {
-    return ((chain(0) + chain(1)) + (chain(2) + chain(3))) + ((chain(4) + chain(5)) + (chain(6) + chain(7)));
-  }
-
-  // The i-th results of a lane, or backward all of them. A lane has two gates of a unit for two rows: it and the one
-  // with the other gates exchange, so that each has all gates of one row.
+  // The i-th results of a lane, or backward all of them.
   __device__ void give(const float (&total)[4], float (&result)[items][per_unit], int i) const {
     if constexpr (per_unit > 1) {
-      const bool upper = lane & 4;
-      const float first = __shfl_xor_sync(~0u, upper ? total[0] : total[1], 4);
-      const float second = __shfl_xor_sync(~0u, upper ? total[2] : total[3], 4);
-      result[i][0] = upper ? first : total[0];
-      result[i][1] = upper ? second : total[2];
-      result[i][2] = upper ? total[1] : first;
-      result[i][3] = upper ? total[3] : second;
+      gates_of_unit(total, result[i]);
     } else {
 #pragma unroll
       for (int j = 0; j < items; ++j) result[j][0] = total[j];

@@ -54,6 +54,12 @@ constexpr unsigned not_yet = ~0u;
 __device__ inline bool has_not_yet(const uint4& words) {
   return max(max(words.x, words.y), max(words.z, words.w)) == not_yet;
 }
+// A number that somebody made, as no part of such a word: NaN of all ones as another one.
+template <class Storage>
+__device__ Storage as_written(Storage value) {
+  if constexpr (sizeof(Storage) == 2) return {static_cast<std::uint16_t>(value.bits == 0xffff ? 0x7fff : value.bits)};
+  else return bits_of(value) == not_yet ? __uint_as_float(0x7fffffff) : value;
+}
 __device__ inline void store_word(void* p, unsigned word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(word) : "memory");
 }

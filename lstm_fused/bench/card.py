@@ -144,7 +144,7 @@ def plan(case: Case, mode: str, dtype: str, card: Card) -> str:
         said: str = torch.ops.lstm_fused.cuda_plan(
             *(case.T, case.B, case.H, case.gates, storage, max(storage, 4)),
             *(card.multiprocessors, card.shared_per_block, card.capability >= (8, 0)),
-            *(dtype == "tf32", backward, forced),
+            *(dtype == "tf32", backward, forced, not case.packed),
         )
         return said.partition(",")[0]
 

@@ -25,7 +25,13 @@ from .survivors import explained, explanation, is_equivalent, out_of_date
 
 FOLDER = emulated.ROOT / "build" / "mutants"
 HOST = ("cuda/launch.cuh", "cuda/forward.cu", "cuda/backward.cu")
-KERNELS = tuple(f"cuda/{name}.cuh" for name in ("block", "forward", "backward", "product", "tensor_product", "values"))
+KERNELS = tuple(
+    f"cuda/{name}.cuh"
+    for name in (
+        *("block", "forward", "backward", "product", "tensor_product", "values"),
+        *("exchange", "chain_product", "even_forward", "even_backward"),
+    )
+)
 CELLS = ("cells/activations.h", "cells/approximate.h", "cells/gru.h", "cells/lstm.h")
 LEAST = 0.95
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, emoji=False)

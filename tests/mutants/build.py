@@ -36,9 +36,13 @@ ROUNDS = (
     (("float", 1), ("tf32", 0), ("tf32", -1)),
     (("double", 8), ("double", 1), ("Float16", 0), ("Float16", -1)),
 )
+# The kernels of even steps, which are tried together with these.
+EVEN = ((), (("BFloat16", 1),), (("BFloat16", 4),), (("tf32", 1),), (("Float16", 1), ("Float16", 4)))
 SEEDS = (1, 1, 2, 0, 2)  # of the order of warps and blocks, in each round
 CELLS = ("lstm", "gru")
-SOURCES = ("forward", "backward")
+#: What starts kernels, and the kernels of each cell.
+SOURCES = ("forward", "backward", "exchange")
+OF_CELLS = ("forward", "backward", "even_forward", "even_backward")
 ARCH = "compute_80"
 ENTRY = re.compile(r"^\.visible \.entry (\w+)\(.*?^}\n", re.M | re.S)
 COPIES = 16  # of the sources, and so mutants at a time
@@ -47,9 +51,9 @@ SECONDS = 300  # of a processor, that a compiler may take
 
 @dataclass(frozen=True)
 class Kernel:
-    """An instance of one of the two kernels."""
+    """An instance of one of the kernels."""
 
-    source: str  # forward or backward
+    source: str  # of OF_CELLS, or exchange, whose kernel has nothing to do with a cell
     type: str
     rows: int
     cell: str
@@ -59,13 +63,26 @@ class Kernel:
         return f"cuda/{self.source}.cuh"
 
     @property
+    def tensor(self) -> bool:
+        """Whether its products go through tensor cores."""
+        return self.source.startswith("even_") or self.rows <= 0
+
+    @property
     def stem(self) -> str:
         return f"{self.source}-{self.type}-{self.cell}-{self.rows}"
 
 
 def kernels(number: int) -> list[Kernel]:
     """Those of a round."""
-    return [Kernel(source, *product, cell) for product in ROUNDS[number] for cell in CELLS for source in SOURCES]
+    found = [Kernel(source, *product, cell) for product in ROUNDS[number] for cell in CELLS for source in OF_CELLS[:2]]
+    found += [Kernel(source, *product, cell) for product in EVEN[number] for cell in CELLS for source in OF_CELLS[2:]]
+    types = dict.fromkeys(storage for storage, _ in EVEN[number] if number == first_round(storage))
+    return found + [Kernel("exchange", storage, 0, CELLS[0]) for storage in types]
+
+
+def first_round(storage: str) -> int:
+    """In which kernels of even steps have this type."""
+    return next(number for number, products in enumerate(EVEN) if storage in dict(products))
 
 
 def limited() -> None:
@@ -102,10 +119,15 @@ def instance(kernel: Kernel, number: int) -> str:
     name, storage = copy_name(number), TYPES[kernel.type]
     storage = storage if storage in ("float", "double") else f"{name}::{storage}"
     function = f"{kernel.source}_kernel<{name}::host::{kernel.cell.capitalize()}, {storage}, {kernel.rows}>"
-    arguments = f"const {name}::cuda::{kernel.source.capitalize()}Args<{storage}>, const {name}::cuda::Plan"
+    direction = kernel.source.removeprefix("even_")
+    arguments = f"const {name}::cuda::{direction.capitalize()}Args<{storage}>, const {name}::cuda::Plan"
+    if kernel.source == direction:
+        arguments += ", std::int64_t, std::int64_t"
+    if kernel.source == "exchange":
+        function, arguments = f"untile_kernel<{storage}>", f"const {name}::cuda::TilesArgs<{storage}>"
     return (
         f'#define lstm_fused {name}\n#include "{name}/{kernel.file}"\n#undef lstm_fused\n'
-        f"template __global__ void {name}::cuda::{function}({arguments}, std::int64_t, std::int64_t);\n"
+        f"template __global__ void {name}::cuda::{function}({arguments});\n"
     )
 
 
@@ -156,7 +178,7 @@ class Bench:
         for number in range(copies):
             for path in (folder / copy_name(number)).rglob("*h"):  # else all copies are one to ``#pragma once``
                 os.utime(path, (number, number))
-        for source in SOURCES:  # kernels that do nothing: the compiler has less to do
+        for source in OF_CELLS:  # kernels that do nothing: the compiler has less to do
             path = self.host_csrc / "cuda" / f"{source}.cuh"
             body = re.compile(rf"({source}_kernel\([^)]*\) ){{\n.*?^}}", re.M | re.S)
             path.write_text(body.sub(r"\1{}", path.read_text()))
@@ -222,8 +244,9 @@ def base(folder: Path, csrc: Path = emulated.CSRC, types: Sequence[str] = tuple(
         contents = [(csrc / part).read_bytes() for part in sorted(includes(csrc, file))]
         return f"{name}-{digest([name, ARCH], *contents)}"
 
-    for source in SOURCES:
+    for source in (*OF_CELLS, "exchange"):
         made.files[source] = includes(csrc, f"cuda/{source}.cuh")
+    for source in SOURCES:
         made.host[source] = cache.folder / f"{key(source, f'cuda/{source}.cu')}-host.o"
         if not made.host[source].exists():
             bench.host(source).rename(made.host[source])

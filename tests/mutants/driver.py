@@ -88,6 +88,8 @@ def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
         yield ResetCase(T=3, B=17, H=40, nan=True, **given), LARGE
         # In plan grid blocks with more rows than they take at once, which await each other's.
         yield Case(T=3, B=12, H=40, **given), THREE
+        # The same where every step has the same rows, and a lane has some of them.
+        yield Case(T=3, B=40, H=40, bidirectional=True, **given), THREE
     # More blocks of rows than are on the device together, and in plan grid more rows of a block than it takes at once.
     yield Case(T=2, B=80, H=8, **given), SINGLE
     # Rows that begin anew on the way, in given states or in none.

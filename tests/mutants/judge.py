@@ -105,7 +105,7 @@ class Trial:
 
     def concerns(self, base: Base, kernel: Kernel) -> bool:
         """Whether it may change the kernel."""
-        if self.mutant.file not in base.files[kernel.source] or (self.mutant.file in TENSOR and kernel.rows > 0):
+        if self.mutant.file not in base.files[kernel.source] or (self.mutant.file in TENSOR and not kernel.tensor):
             return False
         return self.mutant.file not in (f"cells/{cell}.h" for cell in CELLS if cell != kernel.cell)
 
