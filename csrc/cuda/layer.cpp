@@ -45,21 +45,9 @@ void check_launch(const std::string& error, const char* direction, const LayerSh
               " B=", s.B, " H=", s.H, "): ", error);
 }
 
-// Where blocks that have the same rows count themselves in, for each direction.
-at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorOptions& options) {
-  return at::zeros({shape.D, (shape.B + plan.rows_per_block - 1) / plan.rows_per_block}, options.dtype(at::kInt));
-}
-
 // Whether blocks need no order to meet: where they await each other's results as words that say whether they are there.
 bool by_hint(const LayerShape& shape, const Plan& plan) {
   return plan.tensor && plan.kind == Kind::grid && plan.aligned && !plan.even && !shape.device_batch_sizes.defined();
-}
-
-// What blocks of an even plan hand each other, of K columns; else undefined.
-template <class Storage>
-at::Tensor exchange(const Plan& plan, std::int64_t steps, std::int64_t batch, std::int64_t K,
-                    const at::TensorOptions& options) {
-  return plan.even ? not_yet_written({exchange_elements<Storage>(steps, batch, K)}, options) : at::Tensor();
 }
 
 // Columns of `output` [.., D*P] that are a direction's, as a matrix [N, P].
@@ -160,7 +148,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     a.c = c.defined() ? mutable_data<Compute>(c) + d * B * H : nullptr;
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.hint = hint;
-    const at::Tensor words = exchange<Storage>(plan, shape.T + 1, B, H, storage);
+    const at::Tensor words = exchange(plan, shape.T + 1, B, H, storage);
     a.exchange = mutable_data<Storage>(words);
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     if (N > 0) {
@@ -266,7 +254,7 @@ struct DirectionGradients {
     a.d_gates = mutable_data<Storage>(d_gates);
     a.arrived = reinterpret_cast<unsigned*>(arrived[d].mutable_data_ptr<int>());
     a.hint = hint;
-    const at::Tensor words = exchange<Storage>(plan, shape.T, shape.B, shape.S * shape.H, d_gates.options());
+    const at::Tensor words = exchange(plan, shape.T, shape.B, shape.S * shape.H, d_gates.options());
     a.exchange = mutable_data<Storage>(words);
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
     a.grad_clip = static_cast<Compute>(shape.grad_clip);

@@ -27,6 +27,11 @@ Places places(const LayerShape& shape, const at::Tensor& table) {
   return {step, all - table[1].index_select(0, step.clamp_max(shape.T - 1))};
 }
 
+at::Tensor not_yet_written(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const auto words = options.dtype().itemsize() == 2 ? at::kShort : at::kInt;
+  return at::full(sizes, -1, options.dtype(words)).view(c10::typeMetaToScalarType(options.dtype()));
+}
+
 }  // namespace
 
 at::Tensor sequence_table(const LayerShape& shape, const at::Tensor& input) {
@@ -59,9 +64,16 @@ at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at
   return hint ? not_yet_written(sizes, options) : at::empty(sizes, options);
 }
 
-at::Tensor not_yet_written(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const auto words = options.dtype().itemsize() == 2 ? at::kShort : at::kInt;
-  return at::full(sizes, -1, options.dtype(words)).view(c10::typeMetaToScalarType(options.dtype()));
+at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorOptions& options) {
+  return at::zeros({shape.D, (shape.B + plan.rows_per_block - 1) / plan.rows_per_block}, options.dtype(at::kInt));
+}
+
+at::Tensor exchange(const Plan& plan, std::int64_t steps, std::int64_t batch, std::int64_t K,
+                    const at::TensorOptions& options) {
+  if (!plan.even) return {};
+  const std::int64_t columns = slab_bytes / static_cast<std::int64_t>(options.dtype().itemsize());
+  return not_yet_written({steps, (batch + tile_rows - 1) / tile_rows, (K + columns - 1) / columns, tile_rows, columns},
+                         options);
 }
 
 at::Tensor whole(const at::Tensor& tensor) {

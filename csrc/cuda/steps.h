@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../checks.h"
+#include "plan.h"
 
 namespace lstm_fused::cuda {
 
@@ -16,7 +17,12 @@ Sequence sequence_on_device(const LayerShape& shape, int direction, const at::Te
 at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at::TensorOptions& options,
                         bool hint = false);
 
-at::Tensor not_yet_written(at::IntArrayRef sizes, const at::TensorOptions& options);
+// Where blocks that have the same rows count themselves in, for each direction.
+at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorOptions& options);
+
+// What blocks of an even plan hand each other in so many steps, of K columns; else undefined.
+at::Tensor exchange(const Plan& plan, std::int64_t steps, std::int64_t batch, std::int64_t K,
+                    const at::TensorOptions& options);
 
 // Contiguous, and at a multiple of 16 bytes, which kernels read at once.
 at::Tensor whole(const at::Tensor& tensor);
