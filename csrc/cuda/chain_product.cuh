@@ -8,13 +8,13 @@
 
 namespace lstm_fused::cuda {
 
-// `group`: slabs that are awaited together, a warp having two such groups of them under way.
+// `group`: slabs that are awaited together, a warp having two such groups of them under way, or all that there are.
 template <class Storage, int per_unit, int gates, int group>
 class ChainProduct {
   static constexpr int lane_columns = 16 / sizeof(Storage), slab_columns = 4 * lane_columns;
   static constexpr int tile_units = tile_weights / per_unit;
   static constexpr int most_tiles = held_tiles(per_unit), most_slabs = chain_slabs(per_unit, gates);
-  static constexpr int groups = most_slabs / group;
+  static constexpr int groups = most_slabs / group, under_way = groups > 1 ? 2 : 1;
 
  public:
   // A block has up to 8 row tiles: an item is a unit and a row of one, and warps w and w + 4 take them in turn.
@@ -27,7 +27,7 @@ class ChainProduct {
         tiles(static_cast<int>((plan.units_per_block + tile_units - 1) / tile_units)),
         slabs(max(0, ((weights.K + slab_columns - 1) / slab_columns - warp + chains - 1) / chains)),
         row_tiles((rows.end - rows.begin + tile_rows - 1) / tile_rows),
-        last_row(rows.end - rows.begin - 1) {
+        from(exchange.at(rows.begin, warp * slab_columns) + lane * lane_columns) {
     const int first = warp * slab_columns + lane % 4 * lane_columns;
 #pragma unroll
     for (int tile = 0; tile < most_tiles; ++tile)
@@ -42,10 +42,6 @@ class ChainProduct {
           held[tile][i][half] =
               row && k < weights.K ? rounded<Storage>(*reinterpret_cast<const uint4*>(row + k)) : uint4{};
         }
-    // Columns that the matrix has not are nobody's to write: in their place, times zero, the first ones of the slab.
-    const int last = (weights.K - 1) / slab_columns;
-    partial = last % chains == warp && first + last / chains * chains * slab_columns >= weights.K ? last / chains : -1;
-    from = exchange.at(rows.begin, warp * slab_columns) + lane % 4 * lane_columns;
   }
 
   // Of the lane's items: the first one's row of the block, the unit of all. Their warps have all lanes' sums at once.
@@ -63,7 +59,7 @@ class ChainProduct {
       for (const unsigned begin = cycles(); cycles() - begin < patience;) {
       }
     fetch(0, 0, x[0]);
-    fetch(0, 1, x[1]);
+    if constexpr (under_way > 1) fetch(0, 1, x[1]);
   }
 
   // Multiplies what was asked for, when it is there. Called by all warps of a block.
@@ -74,7 +70,7 @@ class ChainProduct {
 #pragma unroll
       for (int g = 0; g < groups; ++g) {
         if (g * group >= slabs) break;
-        uint4(&now)[group] = x[g % 2];
+        uint4(&now)[group] = x[g % under_way];
         await(r, g, now);
 #pragma unroll
         for (int i = 0; i < group; ++i) {
@@ -86,7 +82,7 @@ class ChainProduct {
               chain[tile].add(Storage{}, held[tile][g * group + i][0], held[tile][g * group + i][1], source);
         }
         if (g + 2 < groups && (g + 2) * group < slabs) fetch(r, g + 2, now);
-        else fetch(r + 1, g % 2, now);
+        else fetch(r + 1, g % under_way, now);
       }
       put(r, chain);
     }
@@ -121,16 +117,14 @@ class ChainProduct {
     return now;
   }
 
-  // A group's fragments of a row tile: each lane 16 bytes of a row, lane / 4, or of the last one there is.
+  // A group's fragments of a row tile: each lane 16 bytes of row lane / 4.
   __device__ void fetch(int r, int g, uint4 (&x)[group]) const {
     if (r >= row_tiles) return;
-    const int row = min(r * tile_rows + lane / 4, last_row) - r * tile_rows;
-    const Storage* const at = from + r * exchange.row_tile_stride() + row * slab_columns;
+    const Storage* const at = from + r * exchange.row_tile_stride();
 #pragma unroll
     for (int i = 0; i < group; ++i) {
       const int own = g * group + i;
-      if (own < slabs)
-        x[i] = load_fresh_words(at + own * (chains * exchange.tile) - (own == partial ? lane % 4 * lane_columns : 0));
+      if (own < slabs) x[i] = load_fresh_words(at + own * (chains * exchange.tile));
     }
   }
   __device__ void await(int r, int g, uint4 (&x)[group]) const {
@@ -164,9 +158,8 @@ class ChainProduct {
 
   const Exchange<Storage> exchange;
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0), lane = static_cast<int>(threadIdx.x) % 32;
-  const int tiles, slabs, row_tiles, last_row;  // slabs: this warp's
-  uint4 held[most_tiles][most_slabs][2], x[2][group];
-  int partial;  // which of the warp's slabs has no columns for this lane; -1: none
+  const int tiles, slabs, row_tiles;  // slabs: this warp's
+  uint4 held[most_tiles][most_slabs][2], x[under_way][group];
   const Storage* from;  // of the next step
 };
 

@@ -13,7 +13,7 @@ namespace lstm_fused::cuda {
 template <class Cell, class Storage, int items>
 class EvenForward {
   using Value = Approximate;
-  using Product = ChainProduct<Storage, weight_rows, Cell::gates, (items > 1 && sizeof(Storage) == 4 ? 1 : 2)>;
+  using Product = ChainProduct<Storage, weight_rows, Cell::gates, 4>;
   static constexpr int G = Cell::gates, S = Cell::saved;
   // Of many items, what is read beside the product would take registers from it.
   static constexpr bool looks_ahead = items == 1;

@@ -70,10 +70,14 @@ at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorO
 
 at::Tensor exchange(const Plan& plan, std::int64_t steps, std::int64_t batch, std::int64_t K,
                     const at::TensorOptions& options) {
-  if (!plan.even) return {};
+  if (!plan.even || batch == 0) return {};
   const std::int64_t columns = slab_bytes / static_cast<std::int64_t>(options.dtype().itemsize());
-  return not_yet_written({steps, (batch + tile_rows - 1) / tile_rows, (K + columns - 1) / columns, tile_rows, columns},
-                         options);
+  const std::int64_t row_tiles = (batch + tile_rows - 1) / tile_rows, slabs = (K + columns - 1) / columns;
+  const at::Tensor words = not_yet_written({steps, row_tiles, slabs, tile_rows, columns}, options);
+  const std::int64_t rows = row_tiles * tile_rows - batch, beyond = slabs * columns - K;
+  if (rows > 0) words.select(1, row_tiles - 1).narrow(2, tile_rows - rows, rows).zero_();
+  if (beyond > 0) words.select(2, slabs - 1).narrow(3, columns - beyond, beyond).zero_();
+  return words;
 }
 
 at::Tensor whole(const at::Tensor& tensor) {

@@ -20,7 +20,8 @@ at::Tensor of_data_rows(const LayerShape& shape, at::IntArrayRef sizes, const at
 // Where blocks that have the same rows count themselves in, for each direction.
 at::Tensor counters(const LayerShape& shape, const Plan& plan, const at::TensorOptions& options);
 
-// What blocks of an even plan hand each other in so many steps, of K columns; else undefined.
+// What blocks of an even plan hand each other in so many steps, of K columns (exchange.cuh); else undefined. Rows and
+// columns of tiles that there are not, which nobody writes and everybody reads, are zero.
 at::Tensor exchange(const Plan& plan, std::int64_t steps, std::int64_t batch, std::int64_t K,
                     const at::TensorOptions& options);
 
