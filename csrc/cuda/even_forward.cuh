@@ -2,6 +2,7 @@
 // weights in registers (Plan::even). A lane has the same items at every step, and nothing that a step needs but the
 // last one's results is looked up after it has begun: a step waits for some hundred instructions one after the other,
 // each of which counts.
+// (With several items a lane, what it reads beside the product is read in the step, for want of registers.)
 #pragma once
 
 #include "../cells/all_cells.h"

@@ -35,8 +35,8 @@ inline constexpr int slab_bytes = 64;  // of a row of either, that two of its in
 inline constexpr int chains = 8;  // sums of a product, each of every 8th slab
 
 // Tiles and slabs of them that a warp can keep in registers: forward, where a unit has 4 rows of the weights, and
-// backward, where it has one and they are as many times longer as there are gates. Fewer where more else is to be kept:
-// of float32 numbers, which are rounded on the way, and backward of four items a lane.
+// backward, where it has one and they are as many times longer as there are gates. Fewer than there is room for where a
+// warp has much else to keep: one chain of all tiles (`split`), and backward all chains of a tile.
 constexpr int held_tiles(int per_unit) { return per_unit > 1 ? 4 : 1; }
 constexpr int held_slabs(int per_unit, int gates, bool split) {
   if (per_unit > 1) return split ? 3 : 4;
