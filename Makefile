@@ -65,7 +65,7 @@ $(VENV)/.built: $(VENV)/.ready $(SOURCES)
 NOT_OF_THE_CPU = $(foreach name,*cuda* ptx* mutants* gpu_check* bench* cli* documentation* onnx*,--ignore-glob='test_$(name)')
 cuda-build: $(CUDA_VENV)/.ready
 	$(if $(CUDA_ARCH),TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH)") LSTM_FUSED_CUDA=1 $(CUDA_VENV)/bin/python setup.py --quiet \
-	    build -b build/cuda build_ext -t build/cuda/temp bdist_wheel -d build/cuda/dist
+	    build -b build/cuda build_ext -t build/cuda/temp bdist_wheel --skip-build -d build/cuda/dist
 	$(CUDA_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/cuda/dist/*.whl
 	cd build/cuda && ../../$(CUDA_VENV)/bin/python ../../tests/cuda_build.py
 	cd tests && ../$(CUDA_VENV)/bin/pytest -n $(JOBS) --dist worksteal -p no:cacheprovider $(NOT_OF_THE_CPU)

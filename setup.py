@@ -15,7 +15,7 @@ import torch
 from setuptools import Extension, setup
 
 CUDA = os.environ.get("LSTM_FUSED_CUDA", "auto")
-ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "7.5;8.0+PTX;8.6;8.9;9.0;10.0;12.0"
 
 
 def toolkit_of_nvcc() -> str | None:
@@ -31,6 +31,24 @@ def smallest() -> list[str]:
     """What makes device code an eighth as large, of an nvcc that can (12.8 on); drivers from R550 on read it."""
     options = subprocess.run(["nvcc", "--help"], capture_output=True, text=True).stdout
     return ["--compress-mode=size"] if "--compress-mode" in options else []
+
+
+def code_for(architectures: str) -> list[str]:
+    """nvcc's options for machine code of "8.0;9.0+PTX", where +PTX adds what later devices compile for themselves.
+
+    All of 8.0 and up is made of the same PTX: the kernels ask for no more, and to make it takes longer than the rest.
+    """
+    options = []
+    for name in re.split(r"[;\s]+", architectures.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", name)
+        if not found:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must be of numbers such as 8.0 and 9.0+PTX, not {name!r}")
+        machine = int(found[1] + found[2])
+        virtual = 80 if machine >= 80 else machine
+        options.append(f"-gencode=arch=compute_{virtual},code=sm_{machine}")
+        if found[3]:
+            options.append(f"-gencode=arch=compute_{virtual},code=compute_{virtual}")
+    return list(dict.fromkeys(options))
 
 
 def why_no_cuda() -> str:
@@ -52,7 +70,6 @@ def why_no_cuda() -> str:
 WHY_NO_CUDA = why_no_cuda()
 if not WHY_NO_CUDA:  # read when cpp_extension is imported
     os.environ.setdefault("CUDA_HOME", toolkit_of_nvcc() or "")
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
 from torch.utils import cpp_extension  # noqa: E402
 
 print("lstm_fused: building the CPU backend (scalar, AVX2, AVX-512)", end="")
@@ -93,7 +110,8 @@ CXX_FLAGS = [
     "-Wno-psabi",
     "-Wno-missing-field-initializers",
 ]
-NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden", *([] if WHY_NO_CUDA else smallest())]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden"]
+NVCC_FLAGS += [] if WHY_NO_CUDA else [*smallest(), *code_for(ARCHITECTURES)]
 
 setup(
     ext_modules=[

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ptx
 import torch
-from ptx.build import locked
+from ptx.build import Cache, locked
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +26,7 @@ OWN = [
     CSRC / "cuda" / "steps.cpp",
     ROOT / "tests" / "emulated_memory.cpp",
 ]
+FOLDER = ROOT / "build" / "emulated"
 KERNELS = [CSRC / "cuda" / f"{name}.cu" for name in ("forward", "backward", "exchange")]
 DEFINES = ["LSTM_FUSED_CUDA", "LSTM_FUSED_CUDA_EMULATED"]
 
@@ -46,8 +47,14 @@ def why_not() -> str:
 
 def library() -> Path:
     """Builds it, as far as anything has changed."""
-    folder = ROOT / "build" / "emulated"
-    return ptx.build(KERNELS, folder / "lstm_fused_emulated.so", objects=host_objects(folder), shared=True)
+    return ptx.build(KERNELS, FOLDER / "lstm_fused_emulated.so", objects=host_objects(FOLDER), shared=True)
+
+
+def machine_code(source: Path, machine: int) -> tuple[Path, str]:
+    """A source's kernels for a device's architecture, of the PTX that ``setup.py`` makes it of, and ptxas's report."""
+    cache = Cache(FOLDER / "ptx-cache")
+    made = cache.ptx(source, f"compute_{min(machine, 80)}")[1]
+    return cache.machine_code(made, f"sm_{machine}")
 
 
 def host_objects(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import emulated
 import ptx
 import pytest
 
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 THREADS, REGISTERS = 256, 65536  # of a block, as plan.h has it; of a multiprocessor, the same on all of these
 TENSOR = ("0", "n1")  # what names kernels of tensor cores, in the place of a number of rows: split, and not
 
@@ -35,6 +35,7 @@ def nvdisasm() -> str | None:
 class Compiled:
     """A source's kernels for one architecture."""
 
+    stem: str
     architecture: int
     cubin: Path
     said: str  # by ptxas
@@ -44,13 +45,9 @@ SOURCES = [(source, architecture) for source in emulated.KERNELS for architectur
 
 
 @pytest.fixture(scope="module", params=SOURCES, ids=lambda p: f"{p[0].stem}-sm_{p[1]}")
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+def compiled(request: pytest.FixtureRequest) -> Compiled:
     source, architecture = request.param
-    cubin = tmp_path_factory.mktemp("compiled") / f"{source.stem}.cubin"
-    command = [str(ptx.find_nvcc()), "-std=c++20", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", str(source)]
-    done = subprocess.run([*command, "-o", str(cubin)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Compiled(int(architecture), cubin, done.stderr)
+    return Compiled(source.stem, architecture, *emulated.machine_code(source, architecture))
 
 
 def test_registers_and_spills(compiled: Compiled) -> None:
@@ -61,12 +58,12 @@ def test_registers_and_spills(compiled: Compiled) -> None:
         compiled.said,
         re.S,
     )
-    assert len(kernels) == KERNELS[compiled.cubin.stem]
+    assert len(kernels) == KERNELS[compiled.stem]
     for name, stack, stores, loads, registers in kernels:
         assert (stack, stores, loads) == ("0", "0", "0"), f"{name}: {stack} bytes of stack, spills {stores} + {loads}"
         assert int(registers) * THREADS <= REGISTERS, f"{name}: {registers} registers"
     used = sorted(int(kernel[4]) for kernel in kernels)
-    print(f"sm_{compiled.architecture} {compiled.cubin.stem}: {used[0]} to {used[-1]} registers")
+    print(f"sm_{compiled.architecture} {compiled.stem}: {used[0]} to {used[-1]} registers")
 
 
 @pytest.mark.skipif(nvdisasm() is None, reason="nvdisasm was not found")
@@ -76,7 +73,7 @@ def test_tensor_cores(compiled: Compiled) -> None:
         pytest.skip("products by tensor cores are for 8.0 and up")
     listing = subprocess.run([str(nvdisasm()), "-c", compiled.cubin], capture_output=True, text=True, check=True).stdout
     bodies = re.split(r"^\.text\.(\S+):$", listing, flags=re.M)
-    assert len(bodies) == 1 + 2 * KERNELS[compiled.cubin.stem]
+    assert len(bodies) == 1 + 2 * KERNELS[compiled.stem]
     wanted = {"8BFloat16": "16816.F32.BF16", "7Float16": "16816.F32", "f": "1688.F32.TF32"}
     for name, body in zip(bodies[1::2], bodies[2::2], strict=True):
         used = set(re.findall(r"\bHMMA\.([\w.]+)", body))

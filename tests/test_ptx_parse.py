@@ -92,7 +92,7 @@ def test_what_an_entry_says_of_clusters(attributes: str, clusters: Clusters | No
 
 def test_an_aligned_barrier_of_the_cluster_is_for_the_whole_warp() -> None:
     for op, together in (("arrive.release", False), ("wait.acquire.aligned", True)):
-        assert ("at.together" in translate(kernel(f"barrier.cluster.{op};")).code) == together
+        assert ("at.execute_together" in translate(kernel(f"barrier.cluster.{op};")).code) == together
 
 
 def test_a_call_is_its_body() -> None:
@@ -120,9 +120,26 @@ def test_translation_lists_what_it_does_not_know() -> None:
     result = translate(kernel(body))
     assert len(result.unsupported) == 1
     assert result.unsupported[0].startswith("k: wgmma.fence.sync.aligned")
-    assert "unsupported(w, M, SITES[0]);" in result.code
+    assert "unsupported(w, M, sites[offsets[0]]);" in result.code
 
 
 def test_the_table_of_a_kernel() -> None:
     code = translate(kernel("ret;", ".param .u64 p"), target=90, registers={"k": 12}).code
-    assert '{"k", run, sizeof(Registers_), STATIC_SHARED, LOCAL_BYTES, 8, offsets, sizes, 1, 12, 0, 90, SITES}' in code
+    assert '{"k", run, 0, 0, 0, 8, offsets, sizes, 1, 12, 0, 90, SITES}' in code
+
+
+def test_basic_blocks_that_do_the_same_are_one_function() -> None:
+    """Whatever their registers are called, and wherever these lie."""
+    text = kernel(".reg .b32 %a<9>; add.u32 %a1, %a2, %a3; bra $L; $L: add.u32 %a7, %a5, %a6; bra $M; $M: ret;")
+    result = translate(text)
+    assert len(result.steps) == 1
+    assert "OFFSETS[] = {0, 128, 256, 384, 512, 640};" in result.code
+    assert result.code.count("End::branch, -1, false") == 2
+    other = translate(text.replace("add.u32 %a7, %a5, %a6", "add.u32 %a7, %a5, %a5"))
+    assert len(other.steps) == 2
+
+
+def test_instructions_on_registers_alone_share_a_loop() -> None:
+    body = ".reg .b32 %a<9>; .reg .b64 %d<2>; .reg .pred %p<2>; add.u32 %a1, %a2, %a3; @!%p1 mov.u32 %a4, %a1; "
+    ((_, code),) = translate(kernel(body + "st.global.u32 [%d1], %a4; mul.lo.u32 %a5, %a4, %a4; ret;")).steps.items()
+    assert code.count("for (int l = 0; l < lanes; ++l)") == 3  # before the store, the store, after it

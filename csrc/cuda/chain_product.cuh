@@ -8,6 +8,24 @@
 
 namespace lstm_fused::cuda {
 
+// A lane's items: a unit, and of the block's rows every 16th from one on.
+template <int items>
+struct Items {
+  static constexpr int rows_apart = 2 * tile_rows;
+  int unit, end_unit, row, end_row;
+
+  __device__ bool has(int i) const { return unit < end_unit && row + i * rows_apart < end_row; }
+  // f(i) for those that exist.
+  template <class F>
+  __device__ void each(const F& f) const {
+#pragma unroll
+    for (int i = 0; i < items; ++i)
+      if (has(i)) f(i);
+  }
+  // Elements from the first one to the i-th, in a matrix whose rows are so long.
+  __device__ static std::int64_t offset(int i, std::int64_t ld) { return i * rows_apart * ld; }
+};
+
 // `group`: slabs that are awaited together, a warp having two such groups of them under way, or all that there are.
 template <class Storage, int per_unit, int gates, int group>
 class ChainProduct {
@@ -17,8 +35,6 @@ class ChainProduct {
   static constexpr int groups = most_slabs / group, under_way = groups > 1 ? 2 : 1;
 
  public:
-  // A block has up to 8 row tiles: an item is a unit and a row of one, and warps w and w + 4 take them in turn.
-  static constexpr int item_rows = 2 * tile_rows;              // from an item of a lane to its next
   static constexpr int neighbour = per_unit > 1 ? 8 : 4;       // lanes to the one with the other unit of a pair
 
   __device__ ChainProduct(const Weights<Storage>& weights, const Plan& plan, const Range& rows,
@@ -44,12 +60,12 @@ class ChainProduct {
         }
   }
 
-  // Of the lane's items: the first one's row of the block, the unit of all. Their warps have all lanes' sums at once.
-  __device__ int item_row() const {
-    return warp / 4 * tile_rows + lane % 4 * 2 + (per_unit > 1 ? lane / 4 % 2 : warp % 2);
-  }
-  __device__ int item_unit() const {
-    return per_unit > 1 ? warp % 4 * tile_units + lane / 8 : lane / 4 + warp % 4 / 2 * 8;
+  // The lane's items, whose warps have all lanes' sums at once: up to 8 row tiles, that warps w and w + 4 take in turn.
+  template <int items>
+  __device__ Items<items> of_lane(const Range& units, const Range& rows) const {
+    const int unit = per_unit > 1 ? warp % 4 * tile_units + lane / 8 : lane / 4 + warp % 4 / 2 * 8;
+    const int row = warp / 4 * tile_rows + lane % 4 * 2 + (per_unit > 1 ? lane / 4 % 2 : warp % 2);
+    return {units.begin + unit, units.end, rows.begin + row, rows.end};
   }
   __device__ bool has(int item) const { return warp / 4 + 2 * item < row_tiles && (per_unit == 1 || warp % 4 < tiles); }
 

@@ -42,15 +42,14 @@ class EvenBackward {
         rows(rows_of_block(plan, B)),
         exchange(a.exchange, B, S * H),
         product(Weights<Storage>(a.recurrent, H, G * H, 1, units), plan, rows, exchange),
-        unit(units.begin + product.item_unit()),
-        row(rows.begin + product.item_row()),
+        own(product.template of_lane<items>(units, rows)),
         step_rows(a.sequence.reverse ? B : -B),
-        data((a.sequence.reverse ? 0 : T - 1) * static_cast<std::int64_t>(B) + row),
+        data((a.sequence.reverse ? 0 : T - 1) * static_cast<std::int64_t>(B) + own.row),
         mine(a.exchange),
-        saved(a.saved + data * (S * H) + unit),
-        outputs(a.output + data * a.output_ld + unit),
-        d_outputs(a.d_output + data * a.d_output_ld + unit),
-        cells(a.cells + data * H + unit) {}
+        saved(a.saved + data * (S * H) + own.unit),
+        outputs(a.output + data * a.output_ld + own.unit),
+        d_outputs(a.d_output + data * a.d_output_ld + own.unit),
+        cells(a.cells + data * H + own.unit) {}
 
   __device__ void run() {
     begin();
@@ -65,36 +64,26 @@ class EvenBackward {
         if (step < T - 1) add_product(i);
         Given given = {};
         if (looks_ahead) given = ahead;
-        else if (has(i)) load(step, i, given);
+        else if (own.has(i)) load(step, i, given);
         differentiate(i, given);
       }
       advance();
-      if (looks_ahead && step > 0 && has(0)) load(step - 1, 0, ahead);
+      if (looks_ahead && step > 0 && own.has(0)) load(step - 1, 0, ahead);
       __syncthreads();  // as in EvenForward
     }
     end();
   }
 
  private:
-  // As in EvenForward.
-  template <class F>
-  __device__ void each_item(const F& f) const {
-#pragma unroll
-    for (int i = 0; i < items; ++i)
-      if (has(i)) f(i);
-  }
-  __device__ bool has(int i) const { return unit < units.end && row + i * Product::item_rows < rows.end; }
-  __device__ static std::int64_t item(int i, std::int64_t ld) { return i * Product::item_rows * ld; }
-  __device__ std::int64_t first(int i) const {
-    return rows_before(row + i * Product::item_rows, H) + unit;
-  }  // of h_0, c_0
+  // The i-th item's place in h_0 and c_0.
+  __device__ std::int64_t first(int i) const { return rows_before(own.row + i * own.rows_apart, H) + own.unit; }
 
   __device__ void begin() {
 #pragma unroll
-    for (int k = 0; k < S; ++k) place[k] = static_cast<int>(exchange.at(row, k * H + unit) - a.exchange);
-    each_item([&](int i) {
+    for (int k = 0; k < S; ++k) place[k] = static_cast<int>(exchange.at(own.row, k * H + own.unit) - a.exchange);
+    own.each([&](int i) {
       dh[i] = a.dh[first(i)];
-      if constexpr (Cell::carries_cell) dc[i] = a.dc[first(i)], c[i] = cells[item(i, H)];
+      if constexpr (Cell::carries_cell) dc[i] = a.dc[first(i)], c[i] = cells[own.offset(i, H)];
       if (looks_ahead) load(T - 1, i, ahead);
     });
   }
@@ -105,20 +94,20 @@ class EvenBackward {
     float c0, c1;
   };
   __device__ void load(int step, int i, Given& given) {
-    const Storage* const from = saved + item(i, S * H);
+    const Storage* const from = saved + own.offset(i, S * H);
 #pragma unroll
     for (int k = 0; k < S; ++k) given.s[k] = from[k * H];
-    if (a.d_output) given.d_output = d_outputs[item(i, a.d_output_ld)];
+    if (a.d_output) given.d_output = d_outputs[own.offset(i, a.d_output_ld)];
     if constexpr (Cell::reads_h0) {
-      if (step > 0) given.h0 = outputs[item(i, a.output_ld) + step_rows * a.output_ld];
+      if (step > 0) given.h0 = outputs[own.offset(i, a.output_ld) + step_rows * a.output_ld];
       else given.h0 = a.h0 ? a.h0[first(i)] : Storage{};
     }
     if constexpr (Cell::carries_cell) {
       given.c1 = c[i];
-      if (step > 0) c[i] = cells[item(i, H) + step_rows * H];
+      if (step > 0) c[i] = cells[own.offset(i, H) + step_rows * H];
       else c[i] = a.c0 ? cuda::load(a.c0 + first(i)) : 0.0f;
       given.c0 = c[i];
-      if (a.d_cells) dc[i] += a.d_cells[cells - a.cells + item(i, H)];
+      if (a.d_cells) dc[i] += a.d_cells[cells - a.cells + own.offset(i, H)];
     }
   }
 
@@ -149,7 +138,7 @@ class EvenBackward {
     constexpr int gate = handed_gate<Cell, k>;
     const Storage value = to_storage<Storage>(host::clamp(number(d[gate]), a.grad_clip));
     const unsigned word = word_of<Product::neighbour>(value);
-    if (has(i)) publish(mine + place[k] + i * 2 * exchange.row_tile_stride(), value, word, /*hint=*/true, unit);
+    if (own.has(i)) publish(mine + place[k] + i * 2 * exchange.row_tile_stride(), value, word, /*hint=*/true, own.unit);
     if constexpr (k + 1 < S) hand_on<k + 1>(i, d);
   }
 
@@ -168,7 +157,7 @@ class EvenBackward {
 #pragma unroll
     for (int i = 0; i < items; ++i)
       if (product.has(i)) add_product(i);
-    each_item([&](int i) {
+    own.each([&](int i) {
       a.dh[first(i)] = dh[i];
       if constexpr (Cell::carries_cell) a.dc[first(i)] = dc[i];
     });
@@ -179,7 +168,7 @@ class EvenBackward {
   const Range units, rows;
   const Exchange<Storage> exchange;
   Product product;
-  const int unit, row;  // of the lane's first item
+  const Items<items> own;
   const std::int64_t step_rows, data;  // from a step's data row to that of the step before; the last step's
   Storage* mine;  // this step's part of the exchange
   int place[S];  // in it, the gates of the lane's first item

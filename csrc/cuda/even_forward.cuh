@@ -29,14 +29,13 @@ class EvenForward {
         rows(rows_of_block(plan, B)),
         exchange(a.exchange, B, H),
         product(Weights<Storage>(a.recurrent, H, H, G, units), plan, rows, exchange),
-        unit(units.begin + product.item_unit()),
-        row(rows.begin + product.item_row()),
+        own(product.template of_lane<items>(units, rows)),
         step_rows(a.sequence.reverse ? -B : B),
-        data((a.sequence.reverse ? T - 1 : 0) * static_cast<std::int64_t>(B) + row),
-        mine(exchange.at(row, unit)),
-        input_gates(a.input_gates + data * a.input_ld + unit),
-        saved(a.saved + data * (S * H) + unit),
-        cells(a.cells + data * H + unit) {}
+        data((a.sequence.reverse ? T - 1 : 0) * static_cast<std::int64_t>(B) + own.row),
+        mine(exchange.at(own.row, own.unit)),
+        input_gates(a.input_gates + data * a.input_ld + own.unit),
+        saved(a.saved + data * (S * H) + own.unit),
+        cells(a.cells + data * H + own.unit) {}
 
   __device__ void run() {
     begin();
@@ -45,7 +44,7 @@ class EvenForward {
       product.multiply();
       Given given[items] = {};
       if (looks_ahead) given[0] = ahead;
-      else each_item([&](int i) { load(i, given[i]); });
+      else own.each([&](int i) { load(i, given[i]); });
 #pragma unroll
       for (int i = 0; i < items; ++i) {
         if (!product.has(i)) break;
@@ -54,42 +53,31 @@ class EvenForward {
         Value s[S];
         update(i, given[i], sums, s);
         hand_on(i);
-        if (has(i)) save(i, s);
+        if (own.has(i)) save(i, s);
       }
       advance();
-      if (looks_ahead && step + 1 < T && has(0)) load(0, ahead);
+      if (looks_ahead && step + 1 < T && own.has(0)) load(0, ahead);
       __syncthreads();  // everybody has read the partial sums; and before, the next ones' results are not there
     }
     end();
   }
 
  private:
-  // f(i) for those of the lane's items that exist.
-  template <class F>
-  __device__ void each_item(const F& f) const {
-#pragma unroll
-    for (int i = 0; i < items; ++i)
-      if (has(i)) f(i);
-  }
-  __device__ bool has(int i) const { return unit < units.end && row + i * Product::item_rows < rows.end; }
-  // Elements from the lane's first item to its i-th, in a matrix whose rows are so long.
-  __device__ static std::int64_t item(int i, std::int64_t ld) { return i * Product::item_rows * ld; }
-
   // The initial state is handed on as a step's results are.
   __device__ void begin() {
-    if (unit < units.end && a.bias_h)
+    if (own.unit < own.end_unit && a.bias_h)
 #pragma unroll
-      for (int g = 0; g < G; ++g) bias[g] = cuda::load(a.bias_h + g * H + unit);
-    const std::int64_t first = rows_before(row, H) + unit;
-    each_item([&](int i) {
-      if (a.h0) h[i] = as_written(a.h0[first + item(i, H)]);
-      carried[i] = Cell::carries_cell ? a.c[first + item(i, H)] : to_compute(h[i]);
+      for (int g = 0; g < G; ++g) bias[g] = cuda::load(a.bias_h + g * H + own.unit);
+    const std::int64_t first = rows_before(own.row, H) + own.unit;
+    own.each([&](int i) {
+      if (a.h0) h[i] = as_written(a.h0[first + own.offset(i, H)]);
+      carried[i] = Cell::carries_cell ? a.c[first + own.offset(i, H)] : to_compute(h[i]);
     });
 #pragma unroll
     for (int i = 0; i < items; ++i)
       if (product.has(i)) hand_on(i);
     mine += exchange.step_stride();
-    if (looks_ahead && has(0)) load(0, ahead);
+    if (looks_ahead && own.has(0)) load(0, ahead);
   }
 
   // What a unit's update reads beside its product: as it is, so that nothing waits for it before it is needed.
@@ -97,7 +85,7 @@ class EvenForward {
     Storage x[G];
   };
   __device__ void load(int i, Given& given) const {
-    const Storage* const from = input_gates + item(i, a.input_ld);
+    const Storage* const from = input_gates + own.offset(i, a.input_ld);
 #pragma unroll
     for (int g = 0; g < G; ++g) given.x[g] = from[g * H];
   }
@@ -116,14 +104,14 @@ class EvenForward {
   // To all blocks that have these rows. Called by all lanes of a warp.
   __device__ void hand_on(int i) const {
     const unsigned word = word_of<Product::neighbour>(h[i]);
-    if (has(i)) publish(mine + i * 2 * exchange.row_tile_stride(), h[i], word, /*hint=*/true, unit);
+    if (own.has(i)) publish(mine + i * 2 * exchange.row_tile_stride(), h[i], word, /*hint=*/true, own.unit);
   }
 
   __device__ void save(int i, const Value (&s)[S]) const {
     if (a.saved)
 #pragma unroll
-      for (int k = 0; k < S; ++k) store(saved + item(i, S * H) + k * H, number(s[k]));
-    if (Cell::carries_cell && a.cells) cells[item(i, H)] = carried[i];
+      for (int k = 0; k < S; ++k) store(saved + own.offset(i, S * H) + k * H, number(s[k]));
+    if (Cell::carries_cell && a.cells) cells[own.offset(i, H)] = carried[i];
   }
 
   __device__ void advance() {
@@ -134,10 +122,10 @@ class EvenForward {
   }
 
   __device__ void end() const {
-    const std::int64_t last = rows_before(row, H) + unit;
-    each_item([&](int i) {
-      a.h_n[last + item(i, H)] = h[i];
-      if constexpr (Cell::carries_cell) a.c[last + item(i, H)] = carried[i];
+    const std::int64_t last = rows_before(own.row, H) + own.unit;
+    own.each([&](int i) {
+      a.h_n[last + own.offset(i, H)] = h[i];
+      if constexpr (Cell::carries_cell) a.c[last + own.offset(i, H)] = carried[i];
     });
   }
 
@@ -146,7 +134,7 @@ class EvenForward {
   const Range units, rows;
   const Exchange<Storage> exchange;
   Product product;
-  const int unit, row;                // of the lane's first item
+  const Items<items> own;
   const std::int64_t step_rows, data; // from a step's data row to the next one's; the first
   // Of the lane's first item, where its h is handed on, what is read for the next step, and what is kept of it.
   Storage* mine;

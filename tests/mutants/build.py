@@ -19,9 +19,7 @@ from pathlib import Path
 import emulated
 import ptx
 from ptx.build import GXX, KERNEL_FLAGS, RUNTIME, BuildError, Cache, digest, replace, with_headers
-from ptx.translate import translate
-
-from . import steps
+from ptx.translate import Translation, file_of, translate
 
 # What a layer may calculate in, and its storage.
 TYPES = {"float": "float", "BFloat16": "BFloat16", "tf32": "float", "double": "double", "Float16": "Float16"}
@@ -45,6 +43,7 @@ SOURCES = ("forward", "backward", "exchange")
 OF_CELLS = ("forward", "backward", "even_forward", "even_backward")
 ARCH = "compute_80"
 ENTRY = re.compile(r"^\.visible \.entry (\w+)\(.*?^}\n", re.M | re.S)
+REGISTERED = "const RegisterKernel registered(kernel);"  # in what translate makes
 COPIES = 16  # of the sources, and so mutants at a time
 SECONDS = 300  # of a processor, that a compiler may take
 
@@ -196,10 +195,10 @@ class Bench:
         run(command, self.folder)
         return of_copies((self.folder / "kernels.ptx").read_text())
 
-    def kernels(self, base: Base, name: str, translated: Mapping[int, steps.Translated]) -> Path:
+    def kernels(self, base: Base, name: str, translated: Mapping[int, Translation]) -> Path:
         """A library of translated kernels, which puts one in the place of the base's when its copy's name is called."""
         code, target = self.folder / f"{name}.cpp", self.folder / f"{name}.so"
-        code.write_text(steps.source(translated.values(), base.steps))
+        code.write_text(file_of(translated.values(), base.steps))
         run([*compiler(0), code.name, "-o", "kernels.o"], self.folder)
         run([*GXX, "-shared", "-Wl,-Bsymbolic", "kernels.o", str(base.library), "-o", target.name], self.folder)
         return target
@@ -219,8 +218,14 @@ def link(base: Base, host: Mapping[str, Path], target: Path) -> Path:
     return target
 
 
-def translated(text: str, use: str = "") -> steps.Translated:
-    return steps.apart(translate(text, int(ARCH[-2:])).code, use)
+def translated(text: str, use: str = "") -> Translation:
+    """A module of one kernel. ``use``: a function of this name puts it in the place of another of the kernel's name."""
+    made = translate(text, int(ARCH[-2:]))
+    if use:
+        code = "\n".join([*made.variables, *made.kernels])
+        code = code.replace(REGISTERED, f'extern "C" void {use}() {{ RegisterKernel{{kernel}}; }}')
+        made.variables, made.kernels = [], [f"namespace {use} {{\n{code}\n}}"]
+    return made
 
 
 def compiler(optimize: int) -> list[str]:
@@ -236,7 +241,7 @@ def nvcc() -> str:
 def base(folder: Path, csrc: Path = emulated.CSRC, types: Sequence[str] = tuple(TYPES)) -> Base:
     """Compiles everything as it is; what has not changed since the last time is there already."""
     emulation = emulated.ROOT / "build" / "emulated"  # whose host code and runtime are the same
-    cache, bench = Cache(emulation / "ptx-cache", Path(nvcc())), Bench(folder / "base", csrc, 1)
+    cache, bench = Cache(emulation / "ptx-cache"), Bench(folder / "base", csrc, 1)
     runtime = [cache.runtime(path) for path in sorted(RUNTIME.glob("*.cpp")) if path.stem != "program"]
     made = Base(folder, csrc, [*emulated.host_objects(emulation), *runtime])
 
@@ -258,7 +263,7 @@ def base(folder: Path, csrc: Path = emulated.CSRC, types: Sequence[str] = tuple(
         made.ptx[kernel] = kept.read_text()
         one = translated(made.ptx[kernel])
         code = bench.folder / f"{kernel.stem}.cpp"
-        code.write_text(steps.source([one], made.steps))
+        code.write_text(file_of([one], made.steps))
         made.steps |= one.steps.keys()
         name = digest(compiler(1), *with_headers(code))
         made.fixed.append(cache.made(code.stem, ".o", name, [*compiler(1), str(code)]))

@@ -35,7 +35,7 @@ def stamps() -> dict[str, str]:
     csrc, tests = emulated.CSRC, HERE.parent
     sources = [*csrc.glob("*.h"), *csrc.glob("cells/*"), *csrc.glob("cuda/*")]
     runner = [*tests.glob("ptx/*.py"), *tests.glob("ptx/runtime/*"), tests / "cases.py", tests / "oracles.py"]
-    here = [HERE / f"{name}.py" for name in ("build", "driver", "judge", "resets", "steps")]
+    here = [HERE / f"{name}.py" for name in ("build", "driver", "judge", "resets")]
     return {"sources": digest(sources), "tests": digest([*runner, *here])}
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptx.build import BuildError
+from ptx.translate import Translation
 from ptx.types import Unsupported
 
 from . import build, driver
 from .build import CELLS, ROUNDS, SEEDS, SOURCES, TYPES, Base, Bench, Kernel, copy_name
 from .driver import Task
 from .operators import Mutant
-from .steps import Translated
 
 TENSOR = ("cells/approximate.h", "cuda/tensor_product.cuh")  # of tensor cores alone
 
@@ -148,7 +148,7 @@ def try_kernel(
 ) -> None:
     """Tries a kernel of every mutant that changes it. Those that it decides are taken from ``trials``."""
     begun, numbers = time.monotonic(), [number for number, trial in trials.items() if trial.concerns(base, kernel)]
-    changed, invalid = dict[int, Translated](), dict[int, str]()
+    changed, invalid = dict[int, Translation](), dict[int, str]()
     for number, text in compiled(bench, kernel, numbers):
         try:
             if isinstance(text, BuildError):

@@ -28,9 +28,8 @@ RUNTIME = Path(__file__).parent / "runtime"
 GXX = ["g++", "-std=c++20", "-fPIC", "-w"]
 # Kernels are compiled as C++ that keeps to the order of operations, and that may alias as PTX does.
 KERNEL_FLAGS = ["-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-strict-aliasing"]
-TRANSLATOR = ["cluster", "conversions", "emit", "floats", "inline", "integers", "mbarrier", "memory", "parse", "syntax"]
-TRANSLATOR += ["text", "translate", "types", "warp"]
-VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"]
+TRANSLATOR = ["cluster", "conversions", "emit", "floats", "inline", "integers", "mbarrier", "memory", "parse", "steps"]
+TRANSLATOR += ["syntax", "text", "translate", "types", "warp"]
 
 
 class BuildError(RuntimeError):
@@ -69,7 +68,6 @@ def build(
     defines: Sequence[str] = (),
     objects: Sequence[Path] = (),
     shared: bool = False,
-    optimize: int = 1,
 ) -> Path:
     """Builds CUDA sources for the CPU.
 
@@ -81,8 +79,6 @@ def build(
         defines: macros, as ``NAME`` or ``NAME=VALUE``.
         objects: further objects to link, compiled with ``-fPIC``.
         shared: a shared library, in which a fault is an error of the launch and does not end the process.
-        optimize: g++'s level for the translated kernels: 2 takes three times as long to build, for runs up to half
-            as fast again.
 
     Returns:
         ``output``.
@@ -91,15 +87,12 @@ def build(
         FileNotFoundError: there is no nvcc.
         BuildError: a compiler refused.
     """
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise FileNotFoundError("build: nvcc is not on PATH, nor under CUDA_HOME")
     output = output.absolute()
-    cache = Cache(output.parent / "ptx-cache", nvcc)
+    cache = Cache(output.parent / "ptx-cache")
     options = [f"-I{folder.absolute()}" for folder in includes] + [f"-D{define}" for define in defines]
     with locked(output):
         with ThreadPoolExecutor(2) as pool:
-            made = list(pool.map(lambda s: cache.source(s.absolute(), arch, options, optimize), sources))
+            made = list(pool.map(lambda s: cache.source(s.absolute(), arch, options), sources))
         parts = [part for of_source in made for part in of_source]
         parts += [cache.runtime(path) for path in sorted(RUNTIME.glob("*.cpp")) if path.stem != "program" or not shared]
         link = [*GXX, *(["-shared", "-Wl,-Bsymbolic"] if shared else []), *map(str, [*parts, *objects]), "-ldl"]
@@ -116,7 +109,7 @@ def build(
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """While one process makes a file, others that want it wait, and then find it made."""
-    with path.with_name(path.name + ".lock").open("w") as lock:
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed, or the process ends
         yield
 
@@ -124,58 +117,60 @@ def locked(path: Path) -> Iterator[None]:
 class Cache:
     """Objects, named after the hash of all that they are made of."""
 
-    def __init__(self, folder: Path, nvcc: Path) -> None:
+    def __init__(self, folder: Path) -> None:
+        nvcc = find_nvcc()
+        if nvcc is None:
+            raise FileNotFoundError("build: nvcc is not on PATH, nor under CUDA_HOME")
         self.folder, self.nvcc, self.root = folder, nvcc, toolkit_root(nvcc)
         folder.mkdir(parents=True, exist_ok=True)
         self.translator = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in TRANSLATOR]
 
     def runtime(self, path: Path) -> Path:
         """The object of a file of the runtime."""
-        command = [*GXX, "-O2", f"-I{self.root / 'include'}", "-c", str(path)]
+        command = [*GXX, "-O3", *KERNEL_FLAGS, f"-I{self.root / 'include'}", "-c", str(path)]
         return self.made(path.stem, ".o", digest(command, *with_headers(path)), command)
 
-    def source(self, path: Path, arch: str, options: Sequence[str], optimize: int) -> list[Path]:
+    def source(self, path: Path, arch: str, options: Sequence[str]) -> list[Path]:
         """The objects of a .cu file: host code and kernels."""
+        host, ptx = self.ptx(path, arch, options)
+        code = self.folder / f"{path.stem}-{digest([], ptx.read_bytes(), *self.translator)}.cpp"
+        if not code.exists():
+            said = self.machine_code(ptx, arch.replace("compute", "sm"))[1]
+            found = re.findall(r"Compiling entry function '(\S+)'.*?Used (\d+) registers", said, re.S)
+            registers = {name: int(count) for name, count in found}
+            replace(code, translate(ptx.read_text(), int(re.sub(r"\D", "", arch)), registers).code)
+        for line in re.findall(rf"^{UNSUPPORTED}(.*)$", code.read_text(), re.M):
+            warnings.warn(f"{path.name}: unsupported: {line}", stacklevel=3)
+        flags = [*GXX, "-O1", *KERNEL_FLAGS, f"-I{RUNTIME}", "-c"]
+        compiled = self.made(path.stem, ".o", digest(flags, *with_headers(code)), [*flags, str(code)])
+        return [host, compiled]
+
+    def ptx(self, path: Path, arch: str, options: Sequence[str] = ()) -> tuple[Path, Path]:
+        """Of a .cu file the host code's object, and the kernels."""
         common = [str(self.nvcc), "-std=c++20", f"-arch={arch}", *options]
         text = run([*common, "-E", str(path)])  # has all headers in it
         key = digest(common, text.encode())
         host, ptx = (self.folder / f"{path.stem}-{key}{suffix}" for suffix in ("-host.o", ".ptx"))
-        if not (host.exists() and ptx.exists()):
-            with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-                made = [*common, "-lineinfo", "-c", "-cudart", "none", "-Xcompiler", "-fPIC,-w", str(path)]
-                run([*made, "--keep", "--keep-dir", folder, "-o", f"{folder}/host.o"])
-                Path(folder, "host.o").rename(host)
-                Path(folder, path.stem + ".ptx").rename(ptx)
-        key = digest([], ptx.read_bytes(), *self.translator)
-        code = self.folder / f"{path.stem}-{key}.cpp"
-        if not code.exists():
-            self.translated(ptx, code, arch)
-        for line in re.findall(rf"^{UNSUPPORTED}(.*)$", code.read_text(), re.M):
-            warnings.warn(f"{path.name}: unsupported: {line}", stacklevel=3)
-        flags = [*GXX, f"-O{optimize}", *KERNEL_FLAGS, *(VECTORIZE if optimize > 1 else ())]
-        compiled = self.made(
-            path.stem, ".o", digest(flags, *with_headers(code)), [*flags, f"-I{RUNTIME}", "-c", str(code)]
-        )
-        return [host, compiled]
+        with locked(ptx):
+            if not (host.exists() and ptx.exists()):
+                with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+                    made = [*common, "-lineinfo", "-c", "-cudart", "none", "-Xcompiler", "-fPIC,-w", str(path)]
+                    run([*made, "--keep", "--keep-dir", folder, "-o", f"{folder}/host.o"])
+                    Path(folder, "host.o").rename(host)
+                    Path(folder, path.stem + ".ptx").rename(ptx)
+        return host, ptx
 
-    def translated(self, ptx: Path, code: Path, arch: str) -> None:
-        """Writes the C++ of a PTX file."""
-        translation = translate(ptx.read_text(), int(re.sub(r"\D", "", arch)), self.registers(ptx, arch))
-        replace(code, translation.code)
-
-    def registers(self, ptx: Path, arch: str) -> dict[str, int]:
-        """Of each kernel, as ptxas allocates them."""
-        machine = arch.replace("compute", "sm")
-        ptxas = subprocess.run(
-            [self.root / "bin" / "ptxas", f"-arch={machine}", "-v", ptx, "-o", os.devnull],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if ptxas.returncode:
-            raise BuildError(ptxas.stderr)
-        found = re.findall(r"Compiling entry function '(\S+)'.*?Used (\d+) registers", ptxas.stderr, re.S)
-        return {name: int(count) for name, count in found}
+    def machine_code(self, ptx: Path, machine: str) -> tuple[Path, str]:
+        """What ptxas makes of kernels for a machine such as sm_80, and what it says of them."""
+        cubin, said = (ptx.with_suffix(f".{machine}{suffix}") for suffix in (".cubin", ".txt"))
+        with locked(cubin):
+            if not said.exists():
+                ptxas = [str(self.root / "bin" / "ptxas"), f"-arch={machine}", "-v", str(ptx), "-o", str(cubin)]
+                done = subprocess.run(ptxas, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise BuildError(done.stderr)
+                replace(said, done.stderr)
+        return cubin, said.read_text()
 
     def made(self, stem: str, suffix: str, key: str, command: Sequence[str]) -> Path:
         """The file of this key, made by the command if it is not there yet."""

@@ -28,6 +28,7 @@ from .syntax import (
 from .text import cpp_name
 from .types import BYTES, CPP, SIGNED, UNSIGNED, Unsupported, is_integer
 
+EACH_LANE = "for (int l = 0; l < lanes; ++l) if (m[l]) "
 AXES = {"x": 0, "y": 1, "z": 2}
 SPECIAL = {
     "laneid": ("static_cast<u32>(l)", "u32"),
@@ -47,7 +48,7 @@ SPECIAL = {
     "lanemask_ge": ("~((1u << l) - 1)", "u32"),
     "envreg1": ("static_cast<u32>(b.grid->workspace >> 32)", "u32"),
     "envreg2": ("static_cast<u32>(b.grid->workspace)", "u32"),
-    "dynamic_smem_size": ("(b.shared_bytes - STATIC_SHARED)", "u32"),
+    "dynamic_smem_size": ("(b.shared_bytes - b.grid->kernel->shared_bytes)", "u32"),
     "total_smem_size": ("b.shared_bytes", "u32"),
     "is_explicit_cluster": ("b.grid->explicit_cluster", "u32"),
     "cluster_ctarank": ("b.rank", "u32"),
@@ -151,7 +152,7 @@ class Emitter:
         if variable.space != "shared":
             return f"reinterpret_cast<u64>(V_{cpp_name(name)})"
         if variable.dynamic:
-            return "(u64)STATIC_SHARED"
+            return "(u64)b.grid->kernel->shared_bytes"
         if name not in self.shared_offsets:
             self.shared_bytes = -(-self.shared_bytes // variable.align) * variable.align
             self.shared_offsets[name] = self.shared_bytes
@@ -190,11 +191,10 @@ class Emitter:
 
     def each(self, instruction: Instruction, code: str) -> str:
         """``code`` for every lane that executes the instruction."""
-        active = "m[l]"
+        guard = ""
         if instruction.guard:
-            guard = f"R.{instruction.guard.name}[l]"
-            active = f"m[l] & ({guard} ^ 1)" if instruction.negated else f"m[l] & {guard}"
-        return f"for (int l = 0; l < lanes; ++l) if ({active}) {{ {code} }}"
+            guard = f"if ({'!' if instruction.negated else ''}R.{instruction.guard.name}[l]) "
+        return f"{EACH_LANE}{guard}{{ {code} }}"
 
     def assign(self, instruction: Instruction, ptx_type: str, value: str) -> str:
         """The first operand becomes ``value`` in every lane that executes."""
@@ -211,13 +211,16 @@ def items(operand: Operand) -> tuple[Operand, ...]:
 LaneFamily = Callable[[Emitter, Instruction], str]
 WarpFamily = Callable[[Emitter, Instruction], tuple["Operand | None", str]]
 LANE_FAMILIES: dict[str, LaneFamily] = {}
+ORDERED: set[str] = set()  # lane instructions of which other lanes, or reports, may see what the next one does
 WARP_FAMILIES: dict[str, WarpFamily] = {}
 
 
-def lane(*names: str) -> Callable[[LaneFamily], LaneFamily]:
-    """Registers the translator of these opcodes."""
+def lane(*names: str, ordered: bool = False) -> Callable[[LaneFamily], LaneFamily]:
+    """Registers the translator of these opcodes. ``ordered``: all lanes execute one before any executes the next."""
 
     def register(family: LaneFamily) -> LaneFamily:
+        if ordered:
+            ORDERED.update(names)
         LANE_FAMILIES.update(dict.fromkeys(names, family))
         return family
 

@@ -8,7 +8,7 @@ from .syntax import Instruction
 from .types import Unsupported
 
 
-@lane("mbarrier")
+@lane("mbarrier", ordered=True)
 def mbarrier(e: Emitter, i: Instruction) -> str:
     kind, args = i.op[1], list(i.args)
     if kind not in ("init", "inval", "arrive", "expect_tx", "test_wait", "try_wait"):

@@ -85,7 +85,7 @@ def move(e: Emitter, i: Instruction) -> str:
 def convert_address(e: Emitter, i: Instruction) -> str:
     windows = {
         "shared": "reinterpret_cast<u64>(b.shared)",
-        "local": "(reinterpret_cast<u64>(w.local) + (u64)l * LOCAL_BYTES)",
+        "local": "(reinterpret_cast<u64>(w.local) + (u64)l * b.grid->kernel->local_bytes)",
     }
     value, where = e.read(i.args[1], i.type), space(i)
     if where == "cluster":
@@ -102,7 +102,7 @@ def is_in_space(e: Emitter, i: Instruction) -> str:
     return e.assign(i, "pred", f"space_of(w, {e.read(i.args[1], 'u64')}) == Space::{space(i)}")
 
 
-@lane("ld", "ldu")
+@lane("ld", "ldu", ordered=True)
 def load(e: Emitter, i: Instruction) -> str:
     target, memory = i.args[:2]
     kind = CPP[i.type]
@@ -115,7 +115,7 @@ def load(e: Emitter, i: Instruction) -> str:
     return e.each(i, code + " ".join(e.write(t, i.type, f"v{k}") for k, t in enumerate(targets)))
 
 
-@lane("st")
+@lane("st", ordered=True)
 def store(e: Emitter, i: Instruction) -> str:
     memory, source = i.args[:2]
     kind = CPP[i.type]
@@ -168,7 +168,7 @@ def updated(e: Emitter, i: Instruction, name: str, given: str) -> str:
     return forms.get(name) or f"old {BITWISE[name]} {given}"
 
 
-@lane("atom", "red")
+@lane("atom", "red", ordered=True)
 def atomic(e: Emitter, i: Instruction) -> str:
     name = i.pick("add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas")
     results = i.args[:1] if i.name == "atom" else ()
@@ -188,7 +188,7 @@ def atomic(e: Emitter, i: Instruction) -> str:
     return e.each(i, code)
 
 
-@lane("membar", "fence")
+@lane("membar", "fence", ordered=True)
 def memory_fence(e: Emitter, i: Instruction) -> str:
     if i.has("proxy"):
         return ""
@@ -201,7 +201,7 @@ def hint(_e: Emitter, _i: Instruction) -> str:
     return ""
 
 
-@lane("cp")
+@lane("cp", ordered=True)
 def asynchronous_copy(e: Emitter, i: Instruction) -> str:
     if i.op[1] != "async" or i.has("mbarrier"):
         raise Unsupported(i.text)

@@ -1,13 +1,15 @@
-"""Kernels to C++: basic blocks, the jumps between them, and the tables that the runtime reads."""
+"""Kernels to C++: the jumps between basic blocks, and the tables that the runtime reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import cluster, conversions, floats, integers, mbarrier, memory, warp  # noqa: F401 (they fill the tables of families)
 from .emit import LANE_FAMILIES, WARP_FAMILIES, Emitter
 from .parse import Module
+from .steps import TAKES, Frame, LaneLoops, function
 from .syntax import Instruction, Kernel, Label
 from .text import cpp_name
 from .types import Unsupported
@@ -25,10 +27,29 @@ UNKNOWN = (Unsupported, KeyError, IndexError, StopIteration, TypeError, ValueErr
 
 @dataclass
 class Translation:
-    """The C++ of a module, and the instructions in it that stop a kernel which reaches them."""
+    """The C++ of a module in its parts."""
 
-    code: str
-    unsupported: list[str] = field(default_factory=list)
+    kernels: list[str]
+    steps: dict[str, str]  # the functions of basic blocks, by name
+    variables: list[str]  # of the module
+    unsupported: list[str]  # instructions that stop a kernel which reaches them
+
+    @property
+    def code(self) -> str:
+        """A file of the module."""
+        return file_of([self])
+
+
+def file_of(translations: Iterable[Translation], known: Container[str] = ()) -> str:
+    """A C++ file of modules. Of basic blocks that are ``known`` it has but the names: another object has the rest."""
+    steps, rest = dict[str, str](), list[str]()
+    for t in translations:
+        steps |= t.steps
+        rest += [*(UNSUPPORTED + u for u in t.unsupported), *t.variables, *t.kernels]
+    functions = [
+        f"void {name}{TAKES};" if name in known else f"[[gnu::noinline]] inline {code}" for name, code in steps.items()
+    ]
+    return "\n".join([HEADER, *functions, *rest])
 
 
 @dataclass
@@ -58,12 +79,10 @@ def translate(text: str, target: int = 80, registers: Mapping[str, int] | None =
         target: the compute capability that it is for, times ten.
         registers: of each kernel, as ptxas counted them; without them that limit is not checked.
     """
-    module = Module(text)
-    kernels = [KernelTranslator(module, k, target, (registers or {}).get(k.name, 0)) for k in module.kernels]
+    module, steps = Module(text), dict[str, str]()
+    kernels = [KernelTranslator(module, k, target, (registers or {}).get(k.name, 0), steps) for k in module.kernels]
     bodies = [k.code() for k in kernels]
-    unsupported = [u for k in kernels for u in k.unsupported]
-    head = [HEADER, *(UNSUPPORTED + u for u in unsupported), *variables(module)]
-    return Translation("\n".join([*head, *bodies]), unsupported)
+    return Translation(bodies, steps, list(variables(module)), [u for k in kernels for u in k.unsupported])
 
 
 def variables(module: Module) -> Iterator[str]:
@@ -79,9 +98,11 @@ def variables(module: Module) -> Iterator[str]:
 class KernelTranslator:
     """The C++ of one kernel."""
 
-    def __init__(self, module: Module, kernel: Kernel, target: int, registers: int) -> None:
+    def __init__(self, module: Module, kernel: Kernel, target: int, registers: int, steps: dict[str, str]) -> None:
         self.kernel, self.target, self.machine_registers = kernel, target, registers
-        self.emit = Emitter(module, kernel)
+        self.emit, self.frame = Emitter(module, kernel), Frame(kernel.registers)
+        self.steps, self.own = steps, list[str]()  # functions: of all kernels, and what only this one can have
+        self.offsets, self.table = list[str](), list[str]()  # of all basic blocks
         self.unsupported: list[str] = []
         self.numbers: dict[str, int] = {}  # of the basic blocks that labels stand for
         self.blocks = self._basic_blocks()
@@ -107,32 +128,27 @@ class KernelTranslator:
 
     def code(self) -> str:
         """The kernel's namespace."""
-        steps, cases = [], []
-        for block in self.blocks:
-            step, case = self.warp_wide_step(block) if block.warp_wide else self.lane_step(block)
-            steps.append(step)
-            cases.append(case)
-        return "\n".join([*self.tables(), *filter(None, steps), self.run(cases), self.registration()])
+        cases = [self.warp_wide_step(block) if block.warp_wide else self.lane_step(block) for block in self.blocks]
+        run = self.frame.placed(self.run([case for case in cases if case]))
+        return "\n".join([*self.tables(), run, self.registration()])
 
     def tables(self) -> Iterator[str]:
-        k = self.kernel
-        yield f"namespace kernel_{cpp_name(k.name)} {{"
-        yield "struct Registers_ {"
-        yield from (f"  alignas(64) {kind} {name}[lanes];" for name, kind in sorted(k.registers.items()))
-        yield "};"
-        shared = -(-self.emit.shared_bytes // 128) * 128
-        yield f"constexpr u32 STATIC_SHARED = {shared}, LOCAL_BYTES = {-(-k.local_bytes // 16) * 16};"
+        yield f"namespace kernel_{cpp_name(self.kernel.name)} {{"
         yield "const Site SITES[] = {"
         yield from (f'  {{"{quoted(text)}", "{quoted(place)}"}},' for text, place in self.emit.sites)
         yield '  {"", ""}};'
+        yield from self.own
+        yield f"const u32 OFFSETS[] = {{{', '.join(self.offsets) or '0'}}};"
+        yield "const BasicBlock BLOCKS[] = {"
+        yield from (f"  {{{block}}}," for block in self.table)
+        yield "};"
 
     def run(self, cases: list[str]) -> str:
         return "\n".join(
             [
                 "Outcome run(Warp& w, int budget) {",
                 "  Block& b = *w.block;",
-                "  Registers_& R = *reinterpret_cast<Registers_*>(w.registers);",
-                "  (void)b, (void)R;",
+                "  (void)b;",
                 "  Cursor at(w, budget);",
                 "  while (at.ready()) {",
                 "    const u32 M = at.mask;",
@@ -140,6 +156,7 @@ class KernelTranslator:
                 "    (void)m, (void)M;",
                 "    switch (at.pc) {",
                 *cases,
+                "      default: at.execute(BLOCKS[at.pc], SITES);",
                 "    }",
                 "  }",
                 "  return at.outcome;",
@@ -155,7 +172,7 @@ class KernelTranslator:
         fields = [
             f'"{k.name}"',
             "run",
-            f"sizeof(Registers_), STATIC_SHARED, LOCAL_BYTES, {size}",
+            f"{self.frame.bytes}, {round_up(self.emit.shared_bytes, 128)}, {round_up(k.local_bytes, 16)}, {size}",
             f"offsets, sizes, {len(k.parameters)}",
             f"{self.machine_registers}, {k.max_threads}, {self.target}",
             "SITES",
@@ -168,30 +185,37 @@ class KernelTranslator:
             "const RegisterKernel registered(kernel);\n}"
         )
 
-    def function(self, block: BasicBlock, body: list[str]) -> str:
-        """A basic block is a function of its own: one for a whole kernel would take the compiler minutes."""
-        head = f"[[gnu::noinline]] void step_{block.number}(Warp& w, Block& b, Registers_& R, const u32* m, u32 M, "
-        head += "u32 T, u64 count) {\n  (void)w, (void)b, (void)R, (void)m, (void)M, (void)T, (void)count;\n"
-        return head + "\n".join(body) + "\n}"
+    def add(self, block: BasicBlock, body: str, end: str = "End::next, -1, false, 0") -> None:
+        """A basic block's function, and its line of the table. One function for a kernel would take g++ minutes."""
+        name, start = "nullptr", len(self.offsets)
+        if body:
+            numbered, offsets = self.frame.numbered(body)
+            if re.search(r"\bV_", body):  # a variable of this module
+                name, code = function(numbered, f"step_{block.number}")
+                self.own.append(f"static {code}")
+            else:
+                name, code = function(numbered)
+                self.steps[name] = code
+            self.offsets += offsets
+        self.table.append(f"{name}, OFFSETS + {start}, {len(block.instructions)}, {end}")
 
-    def lane_step(self, block: BasicBlock) -> tuple[str, str]:
-        """The function of a basic block, and its case with the jump at its end."""
-        body, end = [], f"at.go({block.number + 1});"
+    def lane_step(self, block: BasicBlock) -> str:
+        """Adds a basic block. Returns its case where it ends by what the runtime does not know."""
+        loops, end, case = LaneLoops(), "End::next, -1, false, 0", ""
         for i in block.instructions:
-            body.append(f"  // {i.text.replace(chr(92), '')}")
             try:
-                if jump := self.jump(i, block.number):
-                    end = jump
+                if known := self.jump(i):
+                    end = known
+                elif code := self.other_end(i, block.number + 1):
+                    case = f"      case {block.number}: {{ at.begin(BLOCKS[{block.number}], SITES); {code} break; }}"
                 else:
-                    body.append("  " + LANE_FAMILIES[i.name](self.emit, i))
+                    loops.add(i, LANE_FAMILIES[i.name](self.emit, i))
             except UNKNOWN as reason:
-                body.append(self.stop(i, reason))
-        does = any(not line.startswith("  //") and line.strip() for line in body)
-        call = f"step_{block.number}(w, b, R, m, M, M, at.done); " if does else ""
-        case = f"      case {block.number}: {{ at.progress({len(block.instructions)}); {call}{end} break; }}"
-        return self.function(block, body) if does else "", case
+                loops.add(i, self.stop(i, reason))
+        self.add(block, loops.code(), end)
+        return case
 
-    def warp_wide_step(self, block: BasicBlock) -> tuple[str, str]:
+    def warp_wide_step(self, block: BasicBlock) -> str:
         """As ``lane_step``, for an instruction that waits for all lanes it names."""
         i, number = block.instructions[0], block.number
         try:
@@ -199,20 +223,24 @@ class KernelTranslator:
         except UNKNOWN as reason:
             members, code = None, self.stop(i, reason)
         everyone = "full_warp" if members is None else self.emit.read(members, "u32")
-        case = (
-            f"      case {number}: {{ u32 T = {self.emit.mask(i)}; "
-            f"if (!T) {{ at.progress(1); at.go({number + 1}); break; }} "
-            f"{{ const int l = first_lane(T); (void)l; if (!at.together(T, {everyone}, {self.emit.site(i)})) break; }} "
-            f"step_{number}(w, b, R, m, at.mask, T, at.done); at.go({number + 1}); break; }}"
+        self.add(block, code)
+        return (
+            f"      case {number}: {{ const u32 T = {self.emit.mask(i)}; const int l = T ? first_lane(T) : 0; (void)l; "
+            f"at.execute_together(BLOCKS[{number}], SITES, T, {everyone}, {self.emit.site(i)}); break; }}"
         )
-        return self.function(block, [f"  // {i.text}", "  " + code]), case
 
-    def jump(self, i: Instruction, number: int) -> str:
-        """The end of a basic block, or '' for an instruction that does not jump."""
-        lanes, following = self.emit.mask(i), number + 1
+    def jump(self, i: Instruction) -> str:
+        """The end of a basic block as the runtime knows it, by whom, and where to; or ''."""
+        guard = f"{self.frame.offset(i.guard.name)}, {str(i.negated).lower()}" if i.guard else "-1, false"
         if i.name == "bra":
             assert isinstance(i.args[0], Label)
-            return f"at.branch({lanes}, {self.numbers[i.args[0].name]}, {following});"
+            return f"End::branch, {guard}, {self.numbers[i.args[0].name]}"
+        return {"ret": f"End::leave, {guard}, 0", "nanosleep": "End::yield, -1, false, 0"}.get(
+            "ret" if i.name == "exit" else i.name, ""
+        )
+
+    def other_end(self, i: Instruction, following: int) -> str:
+        """The code of another end, or ''."""
         if i.name == "brx":
             assert isinstance(i.args[1], Label)
             targets = ",".join(str(self.numbers[t]) for t in self.kernel.jump_tables[i.args[1].name])
@@ -221,13 +249,9 @@ class KernelTranslator:
                 f"static const int table[] = {{{targets}}}; set_pc(w, M, {following}); "
                 f"{self.emit.each(i, f'w.pc[l] = table[{index}];')} at.chosen = false;"
             )
-        if i.name in ("ret", "exit"):
-            return f"at.exit({lanes}, {following});"
-        if i.name == "nanosleep":
-            return f"at.yield({following});"
-        return self.barrier(i, following) if i.name in ("bar", "barrier") and not i.has("cluster") else ""
+        return self.barrier(i) if i.name in ("bar", "barrier") and not i.has("cluster") else ""
 
-    def barrier(self, i: Instruction, following: int) -> str:
+    def barrier(self, i: Instruction) -> str:
         args, count = list(i.args), ""
         code = f"const u32 T = {self.emit.mask(i)}; const int l = T ? first_lane(T) : 0; (void)l; "
         barrier = self.emit.read(args[0], "u32")
@@ -238,11 +262,15 @@ class KernelTranslator:
             )
         count = self.emit.read(args[1], "u32") if len(args) > 1 else "0"
         waits = "false" if i.has("arrive") else "true"
-        return code + f"at.wait(T, {following}, {barrier}, {count}, {waits}, {self.emit.site(i)});"
+        return code + f"at.wait(T, {barrier}, {count}, {waits}, {self.emit.site(i)});"
 
     def stop(self, i: Instruction, reason: Exception) -> str:
         self.unsupported.append(f"{self.kernel.name}: {i.text} ({type(reason).__name__}: {reason})")
         return f"  unsupported(w, {self.emit.mask(i)}, {self.emit.site(i)});"
+
+
+def round_up(bytes_: int, unit: int) -> int:
+    return -(-bytes_ // unit) * unit
 
 
 def quoted(text: str) -> str:

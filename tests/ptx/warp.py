@@ -181,12 +181,12 @@ def barrier_result(e: Emitter, i: Instruction) -> str:
     return e.assign(i, "u32" if i.op[1] == "popc" else "pred", value.format(barrier))
 
 
-@lane("trap", "brkpt")
+@lane("trap", "brkpt", ordered=True)
 def trap(e: Emitter, i: Instruction) -> str:
     return e.each(i, f"trap(w, l, {e.site(i)});")
 
 
-@lane("host_call")
+@lane("host_call", ordered=True)
 def host_call(e: Emitter, i: Instruction) -> str:
     a = [f"R.{e.slot(s, 0)}[l]" for s in i.args if isinstance(s, Slot)]
     calls = {

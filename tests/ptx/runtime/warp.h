@@ -144,16 +144,8 @@ inline int count(u32 mask) { return __builtin_popcount(mask); }
 inline int first_lane(u32 mask) { return __builtin_ctz(mask); }
 inline bool holds(u32 mask, int lane) { return mask >> lane & 1; }
 
-inline u32 mask_of(const u32* predicate, u32 among) {
-  u32 mask = 0;
-  for (int l = 0; l < lanes; ++l) mask |= static_cast<u32>(predicate[l] != 0) << l;
-  return mask & among;
-}
-
-inline void set_pc(Warp& w, u32 mask, int pc) {
-  for (int l = 0; l < lanes; ++l)
-    if (holds(mask, l)) w.pc[l] = pc;
-}
+u32 mask_of(const u32* predicate, u32 among);
+void set_pc(Warp& w, u32 mask, int pc);
 
 constexpr u8 cluster_barrier = 16;  // after the numbers of a block's barriers
 
@@ -174,6 +166,23 @@ void wait_for_cluster(Warp& w, u32 mask, const Site& site);
 void open_if_all_arrived(Cluster& cluster);
 [[noreturn]] void not_named(const Warp& w, int lane, const Site& site);
 
+// What a basic block does to lanes' registers and to memory: of its sites and of the places of its registers, what it
+// names by numbers; `m` has the lanes of `M`, and `T` those that a warp-wide instruction is for.
+using Step = void(Warp& w, Block& b, const Site* sites, const u32* offsets, const u32* m, u32 M, u32 T, u64 count);
+
+// A basic block, and where its lanes go then: to the next one; those that the guard names to another; out of the
+// kernel; or to the next one, when other warps have had a turn.
+enum class End { next, branch, leave, yield };
+struct BasicBlock {
+  Step* step;  // null: it does nothing but end
+  const u32* offsets;
+  u32 instructions;
+  End end;
+  int guard;  // where the predicate is among the registers; -1: there is none
+  bool negated;
+  int target;
+};
+
 // The lanes that execute now, and where.
 struct Cursor {
   Warp& w;
@@ -188,94 +197,21 @@ struct Cursor {
   Cursor(Warp& warp, int basic_blocks) : w(warp), budget(basic_blocks) { w.parked = 0; }
   ~Cursor() { executed += done; }
 
-  void use(u32 lanes_now) {
-    mask = lanes_now;
-    for (int l = 0; l < lanes; ++l) m[l] = 0u - (mask >> l & 1);
-  }
+  bool ready();  // whether a basic block is to be executed: `pc`, by the lanes of `mask`
+  void execute(const BasicBlock& block, const Site* sites);
+  // A basic block that is one instruction for the lanes T, which waits for all that it names in `members`.
+  void execute_together(const BasicBlock& block, const Site* sites, u32 T, u32 members, const Site& site);
+  // The same without its end.
+  void begin(const BasicBlock& block, const Site* sites);
+  void wait(u32 arriving, u32 barrier, u32 expected, bool waits, const Site& site);  // and go on at the next one
 
-  bool choose() {
-    const u32 ready = w.live & ~w.waiting & ~w.parked;
-    if (!ready) return false;
-    const bool highest = (++w.picks & 255) == 0;
-    pc = w.pc[first_lane(ready)];
-    for (int l = 0; l < lanes; ++l)
-      if (holds(ready, l) && (highest ? w.pc[l] > pc : w.pc[l] < pc)) pc = w.pc[l];
-    u32 there = 0;
-    for (int l = 0; l < lanes; ++l) there |= static_cast<u32>(holds(ready, l) && w.pc[l] == pc) << l;
-    use(there);
-    return chosen = true;
-  }
-
-  // Whether a basic block is to be executed: `pc`, by the lanes of `mask`.
-  bool ready() {
-    if (!chosen && !choose()) {
-      outcome = w.live ? Outcome::blocked : Outcome::done;
-      return false;
-    }
-    if (--budget >= 0) return true;
-    set_pc(w, mask, pc);
-    outcome = Outcome::yielded;
-    return false;
-  }
-
-  void progress(u32 instructions) {
-    w.parked = 0;
-    done += static_cast<u64>(instructions) * static_cast<u64>(count(mask));
-  }
-
-  void go(int next) {
-    pc = next;
-    if (mask == (w.live & ~w.waiting)) return;
-    set_pc(w, mask, next);
-    chosen = false;
-  }
-
-  void branch(u32 taken, int target, int next) {
-    if (taken == mask) return go(target);
-    if (!taken) return go(next);
-    set_pc(w, taken, target);
-    set_pc(w, mask & ~taken, next);
-    chosen = false;
-  }
-
-  void exit(u32 leaving, int next) {
-    set_pc(w, mask, next);
-    leave(w, leaving);
-    chosen = false;
-  }
-
-  void wait(u32 arriving, int next, u32 barrier, u32 expected, bool waits, const Site& site) {
-    set_pc(w, mask, next);
-    if (arriving) arrive(w, arriving, barrier, expected, waits, site);
-    chosen = false;
-  }
-
-  void yield(int next) {
-    set_pc(w, mask, next);
-    budget = 0;
-    chosen = false;
-  }
-
-  // Whether all that a warp-wide instruction names in `members` are here; `taking_part` loses those it does not name.
-  bool together(u32& taking_part, u32 members, const Site& site) {
-    if (!holds(members, first_lane(taking_part))) not_named(w, first_lane(taking_part), site);
-    if (members & w.live & ~taking_part) {
-      set_pc(w, mask, pc);
-      w.parked |= mask;
-      w.parked_site = &site;
-      w.parked_pc = pc;
-      chosen = false;
-      ++budget;  // nothing was executed: the warp's other lanes have their turn in this slice
-      return false;
-    }
-    if (mask & ~members) {
-      set_pc(w, mask, pc);
-      use(mask & members);
-      taking_part &= members;
-    }
-    progress(1);
-    return true;
-  }
+ private:
+  bool choose();
+  void use(u32 lanes_now);
+  void progress(u32 instructions);
+  void go(int next);
+  void branch(u32 taken, int target);
+  bool together(u32& taking_part, u32 members, const Site& site);
 };
 
 }  // namespace ptx
