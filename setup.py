@@ -104,6 +104,7 @@ TORCH_HEADERS = [flag for path in cpp_extension.include_paths(DEVICE) for flag i
 CXX_FLAGS = [
     "-std=c++20",
     "-O3",
+    "-g0",  # Python's own flags ask for debug information, which takes as long as all else and is stripped
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",

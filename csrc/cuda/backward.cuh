@@ -197,11 +197,13 @@ class Backward {
 template <class Cell, class Storage, int rows>
 __global__ void __launch_bounds__(threads, 1)
     backward_kernel(const BackwardArgs<Storage> args, const Plan plan, std::int64_t begin, std::int64_t end) {
-  const Range units = units_of_block(plan, static_cast<int>(args.H));
-  const Weights<Storage> weights(args.recurrent, args.H, Cell::gates * args.H, 1, units);
-  const auto product = make_product<Storage, 1, Cell::gates, rows>(weights, plan, args.hint);
-  Backward<Cell, Storage, std::remove_const_t<decltype(product)>>(args, plan, product)
-      .run(static_cast<int>(begin), static_cast<int>(end));
+  if constexpr (rows > 0 || has_tensor_cores) {
+    const Range units = units_of_block(plan, static_cast<int>(args.H));
+    const Weights<Storage> weights(args.recurrent, args.H, Cell::gates * args.H, 1, units);
+    const auto product = make_product<Storage, 1, Cell::gates, rows>(weights, plan, args.hint);
+    Backward<Cell, Storage, std::remove_const_t<decltype(product)>>(args, plan, product)
+        .run(static_cast<int>(begin), static_cast<int>(end));
+  }
 }
 
 }  // namespace lstm_fused::cuda

@@ -182,7 +182,7 @@ class EvenBackward {
 
 template <class Cell, class Storage, int items>
 __global__ void __launch_bounds__(threads, 1) even_backward_kernel(const BackwardArgs<Storage> args, const Plan plan) {
-  EvenBackward<Cell, Storage, items>(args, plan).run();
+  if constexpr (has_tensor_cores) EvenBackward<Cell, Storage, items>(args, plan).run();
 }
 
 }  // namespace lstm_fused::cuda

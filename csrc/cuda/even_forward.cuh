@@ -148,7 +148,7 @@ class EvenForward {
 
 template <class Cell, class Storage, int items>
 __global__ void __launch_bounds__(threads, 1) even_forward_kernel(const ForwardArgs<Storage> args, const Plan plan) {
-  EvenForward<Cell, Storage, items>(args, plan).run();
+  if constexpr (has_tensor_cores) EvenForward<Cell, Storage, items>(args, plan).run();
 }
 
 }  // namespace lstm_fused::cuda
