@@ -6,6 +6,7 @@ Ends with status 1 if fewer than 95 % are killed, or if one survives that ``surv
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 from collections import Counter
@@ -72,7 +73,7 @@ def verdicts(chosen: Sequence[Mutant], journal: Journal, rounds: int, jobs: int)
                     yield mutant, verdict
 
 
-def show(chosen: Sequence[Mutant], journal: Journal) -> int:
+def show(chosen: Sequence[Mutant], journal: Journal, sampled: bool) -> int:
     """Prints what is not killed, the table of files and the totals; returns the exit status."""
     judged = [(mutant, journal.verdict(mutant)) for mutant in chosen]
     passed = explained(sorted(m for m, v in judged if v.outcome == "survived" or (v.outcome == "open" and v.rounds)))
@@ -94,7 +95,17 @@ def show(chosen: Sequence[Mutant], journal: Journal) -> int:
         f"{counts['killed']} killed: {rate:.1%} of the {worth} that change a result, "
         f"{counts['killed'] / max(tried, 1):.1%} of all {tried} that were tried and change a program"
     )
+    if sampled:
+        low, high = interval(counts["killed"], worth)
+        console.print(f"of all that change a result, with 95 % confidence: {low:.1%} to {high:.1%}")
     return int(rate < LEAST or counts["unexplained"] + counts["open"] + counts["not tried"] > 0)
+
+
+def interval(found: int, tried: int) -> tuple[float, float]:
+    """Where a share lies with 95 % confidence, of which a sample is known: Wilson's interval (1927)."""
+    z, n = 1.96, max(tried, 1)
+    centre, spread = found / n + z * z / (2 * n), z * math.sqrt(found * (n - found) / n**3 + (z / (2 * n)) ** 2)
+    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
 # A mutant that survives changes no result ("equal", says survivors.txt), or is seen by no test there for a known
@@ -137,8 +148,8 @@ def main() -> int:
     chosen = [m for file in asked.file or files() for m in mutants(file, (emulated.CSRC / file).read_text())]
     if asked.match is not None:
         chosen = [m for m in chosen if asked.match in f"{m.id} {m.kind} {m.becomes}"]
-    if asked.sample is not None and asked.sample < len(chosen):
-        chosen = sorted(random.Random(asked.seed).sample(chosen, asked.sample))
+    if asked.sample is not None:  # of a larger sample by the same seed, a smaller one is part
+        chosen = sorted(random.Random(asked.seed).sample(chosen, len(chosen))[: asked.sample])
     if asked.list:
         for mutant in chosen:
             print(f"{mutant.id} {mutant.kind}\n  - {mutant.was}\n  + {mutant.becomes}")
@@ -155,7 +166,7 @@ def main() -> int:
             markup=False,
             style="red" if verdict.outcome == "survived" and not explanation(mutant) else None,
         )
-    return show(chosen, journal)
+    return show(chosen, journal, sampled=asked.sample is not None)
 
 
 if __name__ == "__main__":

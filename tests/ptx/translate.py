@@ -22,6 +22,7 @@ using namespace ptx;
 """
 UNSUPPORTED = "// unsupported: "  # begins a line for each instruction that stops a kernel which reaches it
 ENDS_BLOCK = ("bra", "brx", "ret", "exit", "bar", "barrier", "trap", "nanosleep")
+NEXT = "End::next, -1, false, 0"  # a basic block's end, its guard and whether that is negated, and where it goes to
 UNKNOWN = (Unsupported, KeyError, IndexError, StopIteration, TypeError, ValueError)
 
 
@@ -185,7 +186,7 @@ class KernelTranslator:
             "const RegisterKernel registered(kernel);\n}"
         )
 
-    def add(self, block: BasicBlock, body: str, end: str = "End::next, -1, false, 0") -> None:
+    def add(self, block: BasicBlock, body: str, end: str = NEXT) -> None:
         """A basic block's function, and its line of the table. One function for a kernel would take g++ minutes."""
         name, start = "nullptr", len(self.offsets)
         if body:
@@ -201,7 +202,7 @@ class KernelTranslator:
 
     def lane_step(self, block: BasicBlock) -> str:
         """Adds a basic block. Returns its case where it ends by what the runtime does not know."""
-        loops, end, case = LaneLoops(), "End::next, -1, false, 0", ""
+        loops, end, case = LaneLoops(), NEXT, ""
         for i in block.instructions:
             try:
                 if known := self.jump(i):
@@ -231,13 +232,15 @@ class KernelTranslator:
 
     def jump(self, i: Instruction) -> str:
         """The end of a basic block as the runtime knows it, by whom, and where to; or ''."""
+        if i.name == "nanosleep":
+            return "End::yield, -1, false, 0"
+        if i.name not in ("bra", "ret", "exit"):
+            return ""
         guard = f"{self.frame.offset(i.guard.name)}, {str(i.negated).lower()}" if i.guard else "-1, false"
-        if i.name == "bra":
-            assert isinstance(i.args[0], Label)
-            return f"End::branch, {guard}, {self.numbers[i.args[0].name]}"
-        return {"ret": f"End::leave, {guard}, 0", "nanosleep": "End::yield, -1, false, 0"}.get(
-            "ret" if i.name == "exit" else i.name, ""
-        )
+        if i.name != "bra":
+            return f"End::leave, {guard}, 0"
+        assert isinstance(i.args[0], Label)
+        return f"End::branch, {guard}, {self.numbers[i.args[0].name]}"
 
     def other_end(self, i: Instruction, following: int) -> str:
         """The code of another end, or ''."""
