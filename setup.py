@@ -37,10 +37,11 @@ def code_for(architectures: str) -> list[str]:
     """nvcc's options for machine code of "8.0;9.0+PTX", where +PTX adds what later devices compile for themselves.
 
     All of 8.0 and up is made of the same PTX: the kernels ask for no more, and to make it takes longer than the rest.
+    So what "9.0a" has beside 9.0 is not used.
     """
     options = []
     for name in re.split(r"[;\s]+", architectures.strip()):
-        found = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", name)
+        found = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", name)
         if not found:
             raise SystemExit(f"TORCH_CUDA_ARCH_LIST must be of numbers such as 8.0 and 9.0+PTX, not {name!r}")
         machine = int(found[1] + found[2])
