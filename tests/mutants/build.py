@@ -35,7 +35,7 @@ ROUNDS = (
     (("double", 8), ("double", 1), ("Float16", 0), ("Float16", -1)),
 )
 # The kernels of even steps, which are tried together with these.
-EVEN = ((), (("BFloat16", 1),), (("BFloat16", 4),), (("tf32", 1),), (("Float16", 1), ("Float16", 4)))
+EVEN = ((), (("BFloat16", 1),), (("BFloat16", 4),), (("tf32", 1), ("tf32", 4)), (("Float16", 1), ("Float16", 4)))
 SEEDS = (1, 1, 2, 0, 2)  # of the order of warps and blocks, in each round
 CELLS = ("lstm", "gru")
 #: What starts kernels, and the kernels of each cell.
