@@ -1,8 +1,8 @@
 """The C++ of operands: what reads and writes them for lane ``l``, and the table of instruction families.
 
-Generated code uses these names: ``w`` the warp, ``b`` its block, ``R`` its registers (arrays over lanes), ``M`` the
-mask of lanes that execute, ``m`` the same as an array of all ones or zeros, ``T`` the lanes that a warp-wide
-instruction is for, ``l`` a lane.
+Generated code uses these names: ``w`` the warp, ``b`` its block, ``M`` the mask of lanes that execute, ``m`` the same
+as an array of all ones or zeros, ``T`` the lanes that a warp-wide instruction is for, ``l`` a lane; and ``R`` for
+registers (arrays over lanes) and ``SITES``, in the place of which ``steps.py`` puts where they are.
 """
 
 from __future__ import annotations
