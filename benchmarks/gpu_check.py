@@ -1,7 +1,7 @@
 """Everything that a card can tell about the CUDA backend, in under ten minutes: `make gpu-check`.
 
 Builds for the device that is there, runs the tests marked `cuda`, compute-sanitizer's four tools, the benchmark beside
-cuDNN, and a profile if a profiler is there. Writes gpu-check.json and gpu-check.md; what is in one is in the other, but
+cuDNN, and a profile by kernel. Writes gpu-check.json and gpu-check.md; what is in one is in the other, but
 for the numbers behind the benchmark's rows; gpu-check/ has what the programs printed. A step has its share of the time
 and what earlier steps left of theirs; one that fails or runs out of it does not stop the next. Ends with 1 where build,
 tests or sanitizer failed.
@@ -166,15 +166,10 @@ def benchmark(env: Environment, deadline: float) -> dict[str, Any]:
 
 
 def profile(env: Environment, deadline: float) -> dict[str, Any]:
-    """Time by kernel, where a profiler is installed; ncu's counters for a few of ours, where nsys is not."""
-    driver = [env.python, ROOT / "tests" / "cuda_cases.py", "--few"]
-    nsys, ncu = find_program("nsys"), find_program("ncu")
-    if env.emulated or not (nsys or ncu):
-        return {"status": "skipped", "why": "emulated" if env.emulated else "neither nsys nor ncu was found"}
-    command = [nsys, "profile", "--trace=cuda", "--stats=true", "--force-overwrite=true", "-o", env.out / "profile"]
-    if not nsys:
-        command = [ncu, "--kernel-name-base", "demangled", "-k", "regex:lstm_fused", "--launch-count", "6"]
-    status, said = env.run([*command, *driver], deadline, log="profile")
+    """Time by kernel."""
+    if env.emulated:
+        return {"status": "skipped", "why": "emulated"}
+    status, said = env.run([env.python, ROOT / "benchmarks" / "gpu_profile.py"], deadline, log="profile")
     return {"status": status, "output": tail(said, 12_000)}
 
 

@@ -5,6 +5,7 @@ Run as a program; it compares results with the CPU's as far as a wrong one shoul
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from dataclasses import replace
@@ -23,8 +24,10 @@ SHAPES = (
     Case(T=3, B=9, I=3, H=33, bidirectional=True),
     Case(T=3, B=4, I=3, H=17, packed=True, bidirectional=True),
     Case(T=2, B=5, I=3, H=70, recompute=True),
+    Case(T=3, B=20, I=3, H=24),
 )
-TYPES = (torch.float32, torch.bfloat16)
+TYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+EPS = {name: 2.0**-10 if name == "tf32" else torch.finfo(dtype).eps for name, dtype in TYPES.items()}
 
 
 def run(case: Case, device: str) -> list[torch.Tensor]:
@@ -46,15 +49,13 @@ def main() -> int:
     device = "cpu" if emulated.running() else "cuda"
     few = "--few" in sys.argv
     wrong = count = 0
-    with precision("float32"):
-        for plan in devices.PLANS:
-            os.environ["LSTM_FUSED_CUDA_PLAN"] = plan
-            for shape in SHAPES[::2] if few else SHAPES:
-                for cell in cases.CELLS:
-                    for dtype in TYPES:
-                        case = replace(shape, cell=cell, dtype=dtype)
-                        wrong += not close(run(case, device), reference(case), dtype)
-                        count += 1
+    shapes = SHAPES[::2] if few else SHAPES
+    for plan, shape, cell, name in itertools.product(devices.PLANS, shapes, cases.CELLS, TYPES):
+        os.environ["LSTM_FUSED_CUDA_PLAN"] = plan
+        case = replace(shape, cell=cell, dtype=TYPES[name])
+        with precision(name):
+            wrong += not close(run(case, device), reference(case), EPS[name])
+        count += 1
     print(f"{count} layers on {devices.describe()}: {wrong} wrong")
     return wrong
 
@@ -72,10 +73,9 @@ def reference(case: Case) -> list[torch.Tensor]:
     return [result.detach() for result in (*outputs, *grads)]
 
 
-def close(found: list[torch.Tensor], wanted: list[torch.Tensor], dtype: torch.dtype) -> bool:
+def close(found: list[torch.Tensor], wanted: list[torch.Tensor], eps: float) -> bool:
     """To a few roundings, relative to the largest element: the suite's other tests are the exact ones."""
-    bound = 64 * torch.finfo(dtype).eps
-    return all(bool((a - b).abs().max() <= bound * b.abs().max()) for a, b in zip(found, wanted, strict=True))
+    return all(bool((a - b).abs().max() <= 64 * eps * b.abs().max()) for a, b in zip(found, wanted, strict=True))
 
 
 if __name__ == "__main__":

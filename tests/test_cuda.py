@@ -58,6 +58,7 @@ LARGER = [
     Case(T=24, B=16, I=64, H=768, dtype=torch.bfloat16),
     Case(T=24, B=16, I=64, H=768, dtype=torch.float16),
     Case(T=12, B=16, I=64, H=1024),
+    Case(T=6, B=100, I=32, H=600),
     Case(T=12, B=64, I=32, H=512, bidirectional=True),
     Case(T=24, B=65, I=20, H=260, packed=True, bidirectional=True),
     Case(T=24, B=128, I=128, H=128, layers=2),

@@ -18,8 +18,9 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 THREADS, REGISTERS = 256, 65536  # of a block, as plan.h has it; of a multiprocessor, the same on all of these
 TENSOR = ("0", "n1")  # what names kernels of tensor cores, in the place of a number of rows: split, and not
 
-#: 2 cells; 1 or 8 rows of 4 types, or two by tensor cores of 3, or two of even steps; and what makes their rows.
-KERNELS = {"forward": 2 * (2 * 4 + 2 * 3 + 2 * 3), "backward": 2 * (2 * 4 + 2 * 3 + 2 * 3), "exchange": 3}
+#: 2 cells; 1 or 8 rows of 4 types, or two by tensor cores of 3, or two of even steps, and of float two of wide plans;
+#: and what makes their rows.
+KERNELS = {"forward": 2 * (2 * 4 + 2 * 3 + 2 * 4), "backward": 2 * (2 * 4 + 2 * 3 + 2 * 4), "exchange": 3}
 
 pytestmark = pytest.mark.skipif(ptx.find_nvcc() is None, reason="nvcc was not found")
 

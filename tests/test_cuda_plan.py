@@ -42,6 +42,7 @@ class Plan:
     held: bool  # in registers
     tensor: bool
     even: bool
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def plan(device: Device, shape: Shape, backward: bool = False, forced: str = "")
     said = torch.ops.lstm_fused.cuda_plan(*about_shape, *about_device, shape.tf32, backward, forced, shape.even)
     found = re.fullmatch(
         r"(\w+), (\d+) units and (\d+) rows? a block, (\d+) bytes shared(, weights among them|, weights in registers)?"
-        r"(, tensor cores)?(, even steps)?"
+        r"(, tensor cores)?(, even steps)?( of few units)?"
         r", about \d+ cycles a step",
         said,
     )
@@ -79,6 +80,7 @@ def plan(device: Device, shape: Shape, backward: bool = False, forced: str = "")
         "registers" in (found[5] or ""),
         bool(found[6]),
         bool(found[7]),
+        bool(found[8]),
     )
 
 
@@ -151,6 +153,10 @@ def test_even_steps(backward: bool) -> None:
         replace(FLASH, B=256, H=1024),
     ):
         assert not plan(H100, shape, backward).even, shape
+    tf32 = Shape(100, 128, 1024, tf32=True)
+    assert plan(H100, tf32, backward).wide and plan(H100, tf32, backward).rows == 128
+    assert not plan(H100, replace(tf32, H=512), backward).wide
+    assert not plan(H100, replace(tf32, B=129), backward).even
     assert not plan(DEVICES[0], FLASH, backward).even
 
 

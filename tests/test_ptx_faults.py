@@ -28,6 +28,7 @@ FAULTS = [
     ("faults_race", "copy", "unwritten", "read of unwritten shared memory"),
     ("faults_race", "copy_barrier", "race", "not ordered after the"),
     ("faults_memory", "global_bounds", "", "global access out of bounds"),
+    ("faults_memory", "prefetch_bounds", "", "global access out of bounds"),
     ("faults_memory", "shared_bounds", "", "shared access out of bounds (address 0x100), by thread (63,0,0) of warp 1"),
     ("faults_memory", "alignment", "", "misaligned access"),
     ("faults_memory", "unwritten_global", "unwritten", "read of unwritten global memory"),

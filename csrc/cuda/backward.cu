@@ -14,9 +14,13 @@ std::string launch_backward(std::string_view cell, const Plan& plan, const Backw
     using Cell = decltype(found);
     if constexpr (sizeof(Storage) <= 4)
       if (plan.even) {
-        const auto kernel = plan.rows_per_block <= 2 * tile_rows
-                                ? even_backward_kernel<Cell, Storage, 1>
-                                : even_backward_kernel<Cell, Storage, most_row_tiles / 2>;
+        const bool one = plan.rows_per_block <= rows_apart(plan.wide);
+        auto kernel = one ? even_backward_kernel<Cell, Storage, 1, false>
+                          : even_backward_kernel<Cell, Storage, most_items, false>;
+        if constexpr (sizeof(Storage) == 4)
+          if (plan.wide)
+            kernel = one ? even_backward_kernel<Cell, Storage, 1, true>
+                         : even_backward_kernel<Cell, Storage, most_items, true>;
         error = start(kernel, args, plan, args.sequence.batch, -1, args.sequence.steps, cuda_stream);
         TilesArgs<Storage> tiles = {
             args.sequence, true, args.exchange, args.d_gates, Cell::saved * args.H, static_cast<int>(args.H),

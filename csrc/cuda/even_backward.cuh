@@ -4,6 +4,7 @@
 
 #include "../cells/all_cells.h"
 #include "chain_product.cuh"
+#include "coming.cuh"
 #include "kernels.h"
 
 namespace lstm_fused::cuda {
@@ -22,15 +23,13 @@ constexpr int gate_of_column(int k) {
 template <class Cell, int k>
 inline constexpr int handed_gate = gate_of_column<Cell>(k);
 
-template <class Cell, class Storage, int items>
+template <class Cell, class Storage, int items, bool wide>
 class EvenBackward {
   using Value = Approximate;
-  using Product = ChainProduct<Storage, 1, Cell::gates, Cell::gates>;
+  static constexpr int group = wide && Cell::carries_cell ? 2 : Cell::gates;  // as registers suffice
+  using Product = ChainProduct<Storage, 1, Cell::gates, wide, group>;
   static constexpr int G = Cell::gates, S = Cell::saved;
   static constexpr bool looks_ahead = items == 1;  // as in EvenForward
-  // Blocks that ask for what is not there yet keep those waiting that write it: there are four times as many bytes of
-  // it as forward.
-  static constexpr unsigned patience = 300;
 
  public:
   __device__ EvenBackward(const BackwardArgs<Storage>& args, const Plan& plan)
@@ -49,13 +48,24 @@ class EvenBackward {
         saved(a.saved + data * (S * H) + own.unit),
         outputs(a.output + data * a.output_ld + own.unit),
         d_outputs(a.d_output + data * a.d_output_ld + own.unit),
-        cells(a.cells + data * H + own.unit) {}
+        cells(a.cells + data * H + own.unit),
+        coming(rows, S + 2) {
+    const std::int64_t row = data - own.row + coming.row;
+    if (coming.part < S) {
+      coming.begin(a.saved + (row * S + coming.part) * H + units.begin, step_rows * S * H);
+    } else if (coming.part > S) {
+      if (Cell::carries_cell) coming.begin(a.cells + (row + step_rows) * H + units.begin, step_rows * H);
+      else coming.begin(a.output + (row + step_rows) * a.output_ld + units.begin, step_rows * a.output_ld);
+    } else if (a.d_output) {
+      coming.begin(a.d_output + row * a.d_output_ld + units.begin, step_rows * a.d_output_ld);
+    }
+  }
 
   __device__ void run() {
     begin();
     for (int step = T - 1; step >= 0; --step) {
       if (step < T - 1) {
-        product.ask(patience);
+        product.ask();
         product.multiply();
       }
 #pragma unroll
@@ -69,6 +79,7 @@ class EvenBackward {
       }
       advance();
       if (looks_ahead && step > 0 && own.has(0)) load(step - 1, 0, ahead);
+      coming.ask(step > coming.steps);
       __syncthreads();  // as in EvenForward
     }
     end();
@@ -76,7 +87,7 @@ class EvenBackward {
 
  private:
   // The i-th item's place in h_0 and c_0.
-  __device__ std::int64_t first(int i) const { return rows_before(own.row + i * own.rows_apart, H) + own.unit; }
+  __device__ std::int64_t first(int i) const { return rows_before(own.row, H) + own.unit + own.offset(i, H); }
 
   __device__ void begin() {
 #pragma unroll
@@ -138,7 +149,7 @@ class EvenBackward {
     constexpr int gate = handed_gate<Cell, k>;
     const Storage value = to_storage<Storage>(host::clamp(number(d[gate]), a.grad_clip));
     const unsigned word = word_of<Product::neighbour>(value);
-    if (own.has(i)) publish(mine + place[k] + i * 2 * exchange.row_tile_stride(), value, word, /*hint=*/true, own.unit);
+    if (own.has(i)) publish(mine + place[k] + own.offset(i, exchange), value, word, /*hint=*/true, own.unit);
     if constexpr (k + 1 < S) hand_on<k + 1>(i, d);
   }
 
@@ -152,7 +163,7 @@ class EvenBackward {
 
   // What is left is dL/dh_0 and dL/dc_0.
   __device__ void end() {
-    product.ask(patience);
+    product.ask();
     product.multiply();
 #pragma unroll
     for (int i = 0; i < items; ++i)
@@ -168,7 +179,7 @@ class EvenBackward {
   const Range units, rows;
   const Exchange<Storage> exchange;
   Product product;
-  const Items<items> own;
+  const Items<items, rows_apart(wide)> own;
   const std::int64_t step_rows, data;  // from a step's data row to that of the step before; the last step's
   Storage* mine;  // this step's part of the exchange
   int place[S];  // in it, the gates of the lane's first item
@@ -178,11 +189,12 @@ class EvenBackward {
   float dh[items] = {}, dc[items] = {};  // dL/dh beside what comes through U, dL/dc
   float c[items] = {};  // c of the next step to be loaded
   Given ahead = {};
+  Coming coming;
 };
 
-template <class Cell, class Storage, int items>
+template <class Cell, class Storage, int items, bool wide>
 __global__ void __launch_bounds__(threads, 1) even_backward_kernel(const BackwardArgs<Storage> args, const Plan plan) {
-  if constexpr (has_tensor_cores) EvenBackward<Cell, Storage, items>(args, plan).run();
+  if constexpr (has_tensor_cores) EvenBackward<Cell, Storage, items, wide>(args, plan).run();
 }
 
 }  // namespace lstm_fused::cuda

@@ -7,14 +7,15 @@
 
 #include "../cells/all_cells.h"
 #include "chain_product.cuh"
+#include "coming.cuh"
 #include "kernels.h"
 
 namespace lstm_fused::cuda {
 
-template <class Cell, class Storage, int items>
+template <class Cell, class Storage, int items, bool wide>
 class EvenForward {
   using Value = Approximate;
-  using Product = ChainProduct<Storage, weight_rows, Cell::gates, 4>;
+  using Product = ChainProduct<Storage, weight_rows, Cell::gates, wide, 4>;
   static constexpr int G = Cell::gates, S = Cell::saved;
   // Of many items, what is read beside the product would take registers from it.
   static constexpr bool looks_ahead = items == 1;
@@ -35,12 +36,16 @@ class EvenForward {
         mine(exchange.at(own.row, own.unit)),
         input_gates(a.input_gates + data * a.input_ld + own.unit),
         saved(a.saved + data * (S * H) + own.unit),
-        cells(a.cells + data * H + own.unit) {}
+        cells(a.cells + data * H + own.unit),
+        coming(rows, G) {
+    coming.begin(a.input_gates + (data - own.row + coming.row) * a.input_ld + coming.part * H + units.begin,
+                 step_rows * a.input_ld);
+  }
 
   __device__ void run() {
     begin();
     for (int step = 0; step < T; ++step) {
-      product.ask(/*patience=*/0);
+      product.ask();
       product.multiply();
       Given given[items] = {};
       if (looks_ahead) given[0] = ahead;
@@ -57,6 +62,7 @@ class EvenForward {
       }
       advance();
       if (looks_ahead && step + 1 < T && own.has(0)) load(0, ahead);
+      coming.ask(step + coming.steps < T);
       __syncthreads();  // everybody has read the partial sums; and before, the next ones' results are not there
     }
     end();
@@ -104,7 +110,7 @@ class EvenForward {
   // To all blocks that have these rows. Called by all lanes of a warp.
   __device__ void hand_on(int i) const {
     const unsigned word = word_of<Product::neighbour>(h[i]);
-    if (own.has(i)) publish(mine + i * 2 * exchange.row_tile_stride(), h[i], word, /*hint=*/true, own.unit);
+    if (own.has(i)) publish(mine + own.offset(i, exchange), h[i], word, /*hint=*/true, own.unit);
   }
 
   __device__ void save(int i, const Value (&s)[S]) const {
@@ -134,7 +140,7 @@ class EvenForward {
   const Range units, rows;
   const Exchange<Storage> exchange;
   Product product;
-  const Items<items> own;
+  const Items<items, rows_apart(wide)> own;
   const std::int64_t step_rows, data; // from a step's data row to the next one's; the first
   // Of the lane's first item, where its h is handed on, what is read for the next step, and what is kept of it.
   Storage* mine;
@@ -144,11 +150,12 @@ class EvenForward {
   float bias[G] = {}, carried[items] = {};  // c, or h
   Storage h[items] = {};
   Given ahead = {};
+  Coming coming;
 };
 
-template <class Cell, class Storage, int items>
+template <class Cell, class Storage, int items, bool wide>
 __global__ void __launch_bounds__(threads, 1) even_forward_kernel(const ForwardArgs<Storage> args, const Plan plan) {
-  if constexpr (has_tensor_cores) EvenForward<Cell, Storage, items>(args, plan).run();
+  if constexpr (has_tensor_cores) EvenForward<Cell, Storage, items, wide>(args, plan).run();
 }
 
 }  // namespace lstm_fused::cuda

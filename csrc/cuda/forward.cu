@@ -14,9 +14,13 @@ std::string launch_forward(std::string_view cell, const Plan& plan, const Forwar
     using Cell = decltype(found);
     if constexpr (sizeof(Storage) <= 4)
       if (plan.even) {
-        const auto kernel = plan.rows_per_block <= 2 * tile_rows
-                                ? even_forward_kernel<Cell, Storage, 1>
-                                : even_forward_kernel<Cell, Storage, most_row_tiles / 2>;
+        const bool one = plan.rows_per_block <= rows_apart(plan.wide);
+        auto kernel =
+            one ? even_forward_kernel<Cell, Storage, 1, false> : even_forward_kernel<Cell, Storage, most_items, false>;
+        if constexpr (sizeof(Storage) == 4)
+          if (plan.wide)
+            kernel = one ? even_forward_kernel<Cell, Storage, 1, true>
+                         : even_forward_kernel<Cell, Storage, most_items, true>;
         error = start(kernel, args, plan, args.sequence.batch, 0, args.sequence.steps, cuda_stream);
         const std::int64_t initial = exchange_elements<Storage>(1, args.sequence.batch, args.H);
         if (error.empty())

@@ -165,13 +165,13 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
   return results;
 }
 
-// The columns of d_gates [N, S*H] that belong to the rows of U: [N, G*H].
-at::Tensor recurrent_columns(const LayerShape& shape, const at::Tensor& d_gates) {
+// What is for all gates [.., S*H], for those that rows of U belong to: [.., G*H].
+at::Tensor recurrent_columns(const LayerShape& shape, const at::Tensor& of_gates) {
   Tensors columns;
   host::with_cell(shape.cell, [&](auto cell) {
-    for (const int column : cell.recurrent_column) columns.push_back(d_gates.narrow(1, column * shape.H, shape.H));
+    for (const int column : cell.recurrent_column) columns.push_back(of_gates.narrow(-1, column * shape.H, shape.H));
   });
-  return shape.S == shape.G ? d_gates : at::cat(columns, 1);
+  return shape.S == shape.G ? of_gates : at::cat(columns, -1);
 }
 
 // The gates that forward did not save, of both directions: all h_{t-1} are known, so those of one step of N rows.
@@ -268,12 +268,14 @@ struct DirectionGradients {
                const RowSums& sum) const {
     if (needed[first]) results[first] = sum(input_columns(), x);
     const std::size_t last = first + shape.weights_per_direction() - 1;
-    const bool bias_h = shape.bias && needed[first + 3], projection = shape.projected && needed[last];
+    const bool bias_i = shape.bias && needed[first + 2], bias_h = shape.bias && needed[first + 3];
+    const bool projection = shape.projected && needed[last];
     at::Tensor d_u;
-    if (needed[first + 1] || bias_h || projection) d_u = recurrent_columns(shape, d_gates);
+    if (needed[first + 1] || projection) d_u = recurrent_columns(shape, d_gates);
     if (needed[first + 1]) results[first + 1] = sum(d_u, h_before());
-    if (shape.bias && needed[first + 2]) results[first + 2] = sum(input_columns());
-    if (bias_h) results[first + 3] = sum(d_u);
+    const at::Tensor d_bias = bias_i || bias_h ? sum(d_gates) : at::Tensor();
+    if (bias_i) results[first + 2] = d_bias.narrow(-1, 0, shape.G * shape.H).clone();  // not the memory of the other
+    if (bias_h) results[first + 3] = recurrent_columns(shape, d_bias);
     if (!projection) return;
     // dL/dh of every step: the output's, and through U the next step's, or dL/dh_n.
     at::Tensor through_u = d_u.mm(w.w_hh);

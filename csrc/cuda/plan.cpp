@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <vector>
@@ -18,7 +19,11 @@ struct Product {
   std::int64_t columns;
   int per_unit;
   bool tensor;
-  int granule() const { return (tensor ? tile_weights : weight_rows) / per_unit; }  // units that are done together
+  bool wide = false;  // as Plan::wide; backward 8 units are done with 16 rows then, and not 16 with 8
+  int granule() const {  // units that are done together
+    if (wide && per_unit == 1) return tile_weights / 2;
+    return (tensor ? tile_weights : weight_rows) / per_unit;
+  }
 };
 Product product_of(const Shape& shape, const Device& device, bool backward) {
   const bool tensor = device.tensor_cores && (shape.storage_bytes == 2 || (shape.storage_bytes == 4 && shape.tf32));
@@ -37,7 +42,9 @@ void lay_out(Plan& plan, const Shape& shape, const Device& device, const Product
   plan.source_stride = round_up(product.columns * shape.storage_bytes);
   if (plan.even) {
     plan.held = plan.split = true;
-    plan.shared_bytes = divide_up(plan.rows_per_block, tile_rows) * chains * held_tiles(product.per_unit) * fragment;
+    const int rows = product.wide && product.per_unit == 1 ? 2 * tile_rows : tile_rows;
+    plan.shared_bytes =
+        divide_up(plan.rows_per_block, rows) * chains * chain_tiles(product.per_unit, product.wide) * fragment;
     return;
   }
   if (plan.tensor) {
@@ -75,6 +82,7 @@ Plan with_layout(Kind kind, std::int64_t rows_per_block, std::int64_t units, boo
   Plan plan;
   plan.kind = kind;
   plan.even = even;
+  plan.wide = product.wide;
   plan.tensor = product.tensor;
   plan.rows = product.tensor || shape.B >= 3 ? 8 : 1;
   plan.rows_per_block = rows_per_block ? rows_per_block : plan.rows;
@@ -104,14 +112,14 @@ std::optional<Plan> best_grid(const Shape& shape, const Device& device, const Pr
 // The same where weights stay in registers and every step has the same rows.
 std::optional<Plan> best_even(const Shape& shape, const Device& device, const Product& product, bool backward) {
   std::optional<Plan> best;
-  const int slabs = chains * chain_slabs(product.per_unit, shape.gates);
+  const int slabs = chains * chain_slabs(product.per_unit, shape.gates, product.wide);
   if (!shape.even || !product.tensor || shape.H * shape.storage_bytes % 16 ||
       product.columns * shape.storage_bytes > slabs * slab_bytes)
     return best;
   const std::int64_t batch = std::max<std::int64_t>(shape.B, 1);
-  for (std::int64_t rows = tile_rows, last = 0; last < batch && rows <= most_row_tiles * tile_rows;
-       last = rows, rows *= 2)
-    for (int tiles = 1; tiles <= held_tiles(product.per_unit); ++tiles) {
+  for (std::int64_t rows = product.wide ? 2 * tile_rows : tile_rows, last = 0;
+       last < batch && rows <= most_items * rows_apart(product.wide); last = rows, rows *= 2)
+    for (int tiles = 1; tiles <= chain_tiles(product.per_unit, product.wide); ++tiles) {
       const std::int64_t units = tiles * product.granule();
       const Plan plan = with_layout(Kind::grid, rows, units, true, shape, device, product, true);
       if (divide_up(batch, rows) * divide_up(shape.H, units) > device.multiprocessors) continue;
@@ -131,13 +139,14 @@ std::string Plan::describe() const {
          (held       ? ", weights in registers"
           : resident ? ", weights among them"
                      : "") +
-         (tensor ? ", tensor cores" : "") + (even ? ", even steps" : "");
+         (tensor ? ", tensor cores" : "") + (even ? ", even steps" : "") + (wide ? " of few units" : "");
 }
 
 // docs/cuda.md says where the figures come from.
 double step_cycles(const Plan& plan, const Shape& shape, const Device& device, bool backward) {
   const auto number = [](std::int64_t n) { return static_cast<double>(n); };
-  const Product product = product_of(shape, device, backward);
+  Product product = product_of(shape, device, backward);
+  product.wide = plan.wide;
   const std::int64_t batch = std::max<std::int64_t>(shape.B, 1), rows = std::min(plan.rows_per_block, batch);
   const std::int64_t row_tiles = divide_up(rows, plan.rows), granule = product.granule();
   const std::int64_t granules = divide_up(plan.units_per_block, granule);
@@ -149,8 +158,8 @@ double step_cycles(const Plan& plan, const Shape& shape, const Device& device, b
   const std::int64_t blocks = divide_up(batch, plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
   if (plan.even) {
     const double handed = number(blocks * row_tiles * plan.rows) * columns * bytes;
-    return (backward ? 3650 + handed / 5000 : 2400 + handed / 1100) + 40 * number(granules - 1) +
-           (backward ? 2000 : 1100) * number(row_tiles - 1);
+    return (backward ? 1600 + handed / 2900 : 1700 + handed / 1700) + 25 * number(granules - 1) +
+           (backward ? 150 : 300) * number(row_tiles - 1);
   }
   const double weights_read =
       plan.held ? 0 : number(row_tiles) * weights * columns * bytes / (plan.resident ? 128 : 32);
@@ -159,6 +168,8 @@ double step_cycles(const Plan& plan, const Shape& shape, const Device& device, b
   double updates = 1500 * number(row_tiles * divide_up(granules, warps));
   if (plan.split) updates = 2300 * number(row_tiles * divide_up(granules, held_tiles(product.per_unit)));
   else if (plan.tensor) updates = 1200 + (backward ? 3700 : 1750) * number(divide_up(granules, warps));
+  // A warp loads a slab of the source after the other, where weights are not in registers.
+  if (plan.split && !plan.held) updates += 700 * number(row_tiles) * std::ceil(columns * bytes / slab_bytes / chains);
   const double meeting = plan.kind == Kind::grid ? 1300 : plan.kind == Kind::step ? 5000 : 100;
   const double waves = number(divide_up(blocks, device.multiprocessors));
   return waves * (source + std::max(weights_read, arithmetic) + updates) + meeting;
@@ -179,6 +190,10 @@ Plan choose_plan(const Shape& shape, const Device& device, bool backward, const 
     if (!grid) grid = best_grid(shape, device, product, backward, false);
     if (grid) plans.push_back(*grid);
     if (const std::optional<Plan> even = best_even(shape, device, product, backward)) plans.push_back(*even);
+    Product wide = product;
+    wide.wide = shape.storage_bytes == 4;  // of 16-bit numbers, U fits without where the units do
+    if (wide.wide)
+      if (const std::optional<Plan> even = best_even(shape, device, wide, backward)) plans.push_back(*even);
   }
   if (forced.empty() || forced == "step") {
     const std::int64_t units = product.tensor ? product.granule() : warps * product.granule();

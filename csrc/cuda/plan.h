@@ -42,9 +42,14 @@ constexpr int held_slabs(int per_unit, int gates, bool split) {
   if (per_unit > 1) return split ? 3 : 4;
   return 4 * gates - (split ? 4 : 6);
 }
-// The same where every step has the same rows: of a warp's chain, in groups of four.
-constexpr int chain_slabs(int per_unit, int gates) { return per_unit > 1 ? 4 : 4 * gates; }
-constexpr int most_row_tiles = 8;  // of a block there
+// The same where every step has the same rows: of a warp's chain, in groups of four. `wide`: of half as many units,
+// with rows that are twice as long.
+constexpr int chain_tiles(int per_unit, bool wide) { return per_unit == 1 ? 1 : wide ? 2 : 4; }
+constexpr int chain_slabs(int per_unit, int gates, bool wide) {
+  return (per_unit > 1 ? 4 : 4 * gates) * (wide ? 2 : 1);
+}
+constexpr int most_items = 4;  // of a lane there, each in so many further rows of the block:
+constexpr int rows_apart(bool wide) { return (wide ? 4 : 2) * tile_rows; }
 
 struct Plan {
   Kind kind = Kind::step;
@@ -59,6 +64,7 @@ struct Plan {
   bool kept = false;  // the block's own results, which its next step multiplies with, are in shared memory
   bool split = false;  // with tensor cores: each warp has one chain of all tiles, not all of some
   bool even = false;  // of a shape that is, in grid, held and split: blocks meet in an exchange (chain_product.cuh)
+  bool wide = false;  // an even plan of few units, see chain_tiles
   // Bytes: from a row of the source to the next, where the block keeps it, and what lies where in shared memory, staged
   // rows first.
   std::int64_t source_stride = 0, source_at = 0, weights_at = 0, partials_at = 0, shared_bytes = 0;

@@ -34,8 +34,15 @@ ROUNDS = (
     (("float", 1), ("tf32", 0), ("tf32", -1)),
     (("double", 8), ("double", 1), ("Float16", 0), ("Float16", -1)),
 )
-# The kernels of even steps, which are tried together with these.
-EVEN = ((), (("BFloat16", 1),), (("BFloat16", 4),), (("tf32", 1), ("tf32", 4)), (("Float16", 1), ("Float16", 4)))
+# The kernels of even steps, which are tried together with these: a type, how many items a lane has, whether the plan is
+# wide.
+EVEN = (
+    (),
+    (("BFloat16", 1, False),),
+    (("BFloat16", 4, False),),
+    (("tf32", 1, False), ("tf32", 4, False), ("tf32", 1, True), ("tf32", 4, True)),
+    (("Float16", 1, False), ("Float16", 4, False)),
+)
 SEEDS = (1, 1, 2, 0, 2)  # of the order of warps and blocks, in each round
 CELLS = ("lstm", "gru")
 #: What starts kernels, and the kernels of each cell.
@@ -56,6 +63,7 @@ class Kernel:
     type: str
     rows: int
     cell: str
+    wide: bool = False
 
     @property
     def file(self) -> str:
@@ -68,20 +76,21 @@ class Kernel:
 
     @property
     def stem(self) -> str:
-        return f"{self.source}-{self.type}-{self.cell}-{self.rows}"
+        return f"{self.source}-{self.type}-{self.cell}-{self.rows}{'-wide' * self.wide}"
 
 
 def kernels(number: int) -> list[Kernel]:
     """Those of a round."""
     found = [Kernel(source, *product, cell) for product in ROUNDS[number] for cell in CELLS for source in OF_CELLS[:2]]
-    found += [Kernel(source, *product, cell) for product in EVEN[number] for cell in CELLS for source in OF_CELLS[2:]]
-    types = dict.fromkeys(storage for storage, _ in EVEN[number] if number == first_round(storage))
+    for storage, items, wide in EVEN[number]:
+        found += [Kernel(source, storage, items, cell, wide) for cell in CELLS for source in OF_CELLS[2:]]
+    types = dict.fromkeys(storage for storage, *_ in EVEN[number] if number == first_round(storage))
     return found + [Kernel("exchange", storage, 0, CELLS[0]) for storage in types]
 
 
 def first_round(storage: str) -> int:
     """In which kernels of even steps have this type."""
-    return next(number for number, products in enumerate(EVEN) if storage in dict(products))
+    return next(number for number, products in enumerate(EVEN) if any(storage == kind for kind, *_ in products))
 
 
 def limited() -> None:
@@ -117,7 +126,8 @@ def instance(kernel: Kernel, number: int) -> str:
     """What makes nvcc compile a copy's kernel."""
     name, storage = copy_name(number), TYPES[kernel.type]
     storage = storage if storage in ("float", "double") else f"{name}::{storage}"
-    function = f"{kernel.source}_kernel<{name}::host::{kernel.cell.capitalize()}, {storage}, {kernel.rows}>"
+    rows = f"{kernel.rows}, {str(kernel.wide).lower()}" if kernel.source.startswith("even_") else kernel.rows
+    function = f"{kernel.source}_kernel<{name}::host::{kernel.cell.capitalize()}, {storage}, {rows}>"
     direction = kernel.source.removeprefix("even_")
     arguments = f"const {name}::cuda::{direction.capitalize()}Args<{storage}>, const {name}::cuda::Plan"
     if kernel.source == direction:

@@ -1,6 +1,7 @@
 """Mutants that no test can tell from the kernels as they are, or that none here does; ``survivors.txt`` says why.
 
-They are named by their file and their line before and after the change, so that entries outlive changes elsewhere.
+They are named by their file and their line before and after the change, so that entries outlive changes elsewhere. A
+line that is ``*`` stands for any.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def explained(survived: Sequence[Mutant], known: Sequence[Survivor] = SURVIVORS)
     for mutant in survived:
         same = (mutant.file, mutant.was, mutant.becomes)
         used[same] += 1
-        result.append((mutant, next((k.why for k in known if explains(k, mutant) and used[same] <= k.times), "")))
+        reasons = (k.why for k in known if explains(k, mutant) and (k.becomes == "*" or used[same] <= k.times))
+        result.append((mutant, next(reasons, "")))
     return result
 
 
@@ -71,4 +73,4 @@ def out_of_date(mutants: Sequence[Mutant], known: Sequence[Survivor] = SURVIVORS
 
 
 def explains(known: Survivor, mutant: Mutant) -> bool:
-    return (known.file, known.was, known.becomes) == (mutant.file, mutant.was, mutant.becomes)
+    return known.file == mutant.file and known.was in ("*", mutant.was) and known.becomes in ("*", mutant.becomes)

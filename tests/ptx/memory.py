@@ -196,7 +196,13 @@ def memory_fence(e: Emitter, i: Instruction) -> str:
     return e.each(i, f"fence(w, l, Scope::{scope});")
 
 
-@lane("prefetch", "prefetchu", "discard", "applypriority", "createpolicy", "griddepcontrol", "pmevent", "setmaxnreg")
+@lane("prefetch", ordered=True)
+def prefetch(e: Emitter, i: Instruction) -> str:
+    """Nothing, but of an address that is one."""
+    return e.each(i, located(e, i, i.args[0], space(i), 1) + "(void)spot;")
+
+
+@lane("prefetchu", "discard", "applypriority", "createpolicy", "griddepcontrol", "pmevent", "setmaxnreg")
 def hint(_e: Emitter, _i: Instruction) -> str:
     return ""
 

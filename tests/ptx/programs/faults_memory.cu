@@ -7,6 +7,12 @@ __global__ void global_bounds(const float* x, float* y) {
 }
 
 template <bool planted>
+__global__ void prefetch_bounds(const float* x, float* y) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(x + threadIdx.x + (planted ? 1 : 0)));
+  y[threadIdx.x] = x[threadIdx.x];
+}
+
+template <bool planted>
 __global__ void shared_bounds(const float* x, float* y) {
   extern __shared__ float s[];
   s[threadIdx.x + (planted ? 1 : 0)] = x[threadIdx.x];
@@ -162,6 +168,8 @@ int main(int argc, char** argv) {
   const Case cases[] = {
       {"global_bounds", [](Data& d) { global_bounds<false><<<1, 256>>>(d.x, d.y); },
        [](Data& d) { global_bounds<true><<<1, 256>>>(d.x, d.y); }},
+      {"prefetch_bounds", [](Data& d) { prefetch_bounds<false><<<1, 256>>>(d.x, d.y); },
+       [](Data& d) { prefetch_bounds<true><<<1, 256>>>(d.x, d.y); }},
       {"shared_bounds", [](Data& d) { shared_bounds<false><<<1, 64, 256>>>(d.x, d.y); },
        [](Data& d) { shared_bounds<true><<<1, 64, 256>>>(d.x, d.y); }},
       {"alignment", [](Data& d) { alignment<false><<<1, 32>>>(d.x, reinterpret_cast<float4*>(d.y.data)); },
