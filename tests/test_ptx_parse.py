@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from ptx import translate
 from ptx.parse import Module
@@ -130,13 +132,30 @@ def test_the_table_of_a_kernel() -> None:
 
 def test_basic_blocks_that_do_the_same_are_one_function() -> None:
     """Whatever their registers are called, and wherever these lie."""
-    text = kernel(".reg .b32 %a<9>; add.u32 %a1, %a2, %a3; bra $L; $L: add.u32 %a7, %a5, %a6; bra $M; $M: ret;")
+    blocks = "add.u32 %a1, %a2, %a3; bra $L; $L: add.u32 %a7, %a5, %a6; bra $M; $M: mov.u32 %a1, %a7; ret;"
+    text = kernel(f".reg .b32 %a<9>; {blocks}")
     result = translate(text)
-    assert len(result.steps) == 1
-    assert "OFFSETS[] = {0, 128, 256, 384, 512, 640};" in result.code
+    assert len(result.steps) == 2
+    assert "OFFSETS[] = {0, 128, 256, 384, 512, 640, 0, 384};" in result.code
     assert result.code.count("End::branch, -1, false") == 2
     other = translate(text.replace("add.u32 %a7, %a5, %a6", "add.u32 %a7, %a5, %a5"))
-    assert len(other.steps) == 2
+    assert len(other.steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "variables"),
+    [
+        ("add.u32 %a1, %a2, %a3; mul.lo.u32 %a2, %a1, %a1; bra $L; $L: add.u32 %a3, %a2, %a4; bra $L;", 1),
+        ("add.u32 %a1, %a2, %a3; bra $L; $L: add.u32 %a2, %a1, %a4; bra $L;", 0),  # another block reads it
+        ("$L: add.u32 %a1, %a1, %a2; bra $L;", 0),  # so does the same one, the next time
+        ("$L: @%p1 mov.u32 %a1, 3; add.u32 %a2, %a1, %a2; bra $L;", 0),
+        ("add.u32 %a1, %a2, %a3; st.global.u32 [%d1], %a1; ret;", 0),  # not the loop's alone
+        ("setp.eq.u32 %p1, %a2, %a3; @%p1 bra $L; $L: ret;", 0),
+    ],
+)
+def test_what_one_loop_alone_uses_is_its_variable(body: str, variables: int) -> None:
+    code = translate(kernel(f".reg .b32 %a<9>; .reg .b64 %d<2>; .reg .pred %p<2>; {body}")).code
+    assert len(set(re.findall(r"\bown\d", code))) == variables
 
 
 def test_instructions_on_registers_alone_share_a_loop() -> None:

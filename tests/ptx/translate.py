@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -104,6 +105,7 @@ class KernelTranslator:
         self.emit, self.frame = Emitter(module, kernel), Frame(kernel.registers)
         self.steps, self.own = steps, list[str]()  # functions: of all kernels, and what only this one can have
         self.offsets, self.table = list[str](), list[str]()  # of all basic blocks
+        self.bodies: list[tuple[BasicBlock, LaneLoops, str]] = []  # and how they end
         self.unsupported: list[str] = []
         self.numbers: dict[str, int] = {}  # of the basic blocks that labels stand for
         self.blocks = self._basic_blocks()
@@ -130,6 +132,11 @@ class KernelTranslator:
     def code(self) -> str:
         """The kernel's namespace."""
         cases = [self.warp_wide_step(block) if block.warp_wide else self.lane_step(block) for block in self.blocks]
+        uses = Counter(name for _, loops, _ in self.bodies for used in loops.uses() for name in used)
+        elsewhere = re.findall(r"\b(?:R|AT)\.(\w+)", "\n".join([*cases, *(end for _, _, end in self.bodies)]))
+        shared = {*(name for name, times in uses.items() if times > 1), *elsewhere}
+        for block, loops, end in self.bodies:
+            self.add(block, loops.code(self.kernel.registers, shared), end)
         run = self.frame.placed(self.run([case for case in cases if case]))
         return "\n".join([*self.tables(), run, self.registration()])
 
@@ -186,7 +193,7 @@ class KernelTranslator:
             "const RegisterKernel registered(kernel);\n}"
         )
 
-    def add(self, block: BasicBlock, body: str, end: str = NEXT) -> None:
+    def add(self, block: BasicBlock, body: str, end: str) -> None:
         """A basic block's function, and its line of the table. One function for a kernel would take g++ minutes."""
         name, start = "nullptr", len(self.offsets)
         if body:
@@ -198,7 +205,7 @@ class KernelTranslator:
                 name, code = function(numbered)
                 self.steps[name] = code
             self.offsets += offsets
-        self.table.append(f"{name}, OFFSETS + {start}, {len(block.instructions)}, {end}")
+        self.table.append(f"{name}, OFFSETS + {start}, {len(block.instructions)}, {self.frame.placed(end)}")
 
     def lane_step(self, block: BasicBlock) -> str:
         """Adds a basic block. Returns its case where it ends by what the runtime does not know."""
@@ -213,7 +220,7 @@ class KernelTranslator:
                     loops.add(i, LANE_FAMILIES[i.name](self.emit, i))
             except UNKNOWN as reason:
                 loops.add(i, self.stop(i, reason))
-        self.add(block, loops.code(), end)
+        self.bodies.append((block, loops, end))
         return case
 
     def warp_wide_step(self, block: BasicBlock) -> str:
@@ -224,7 +231,9 @@ class KernelTranslator:
         except UNKNOWN as reason:
             members, code = None, self.stop(i, reason)
         everyone = "full_warp" if members is None else self.emit.read(members, "u32")
-        self.add(block, code)
+        loops = LaneLoops()
+        loops.add(i, code)
+        self.bodies.append((block, loops, NEXT))
         return (
             f"      case {number}: {{ const u32 T = {self.emit.mask(i)}; const int l = T ? first_lane(T) : 0; (void)l; "
             f"at.execute_together(BLOCKS[{number}], SITES, T, {everyone}, {self.emit.site(i)}); break; }}"
@@ -236,7 +245,7 @@ class KernelTranslator:
             return "End::yield, -1, false, 0"
         if i.name not in ("bra", "ret", "exit"):
             return ""
-        guard = f"{self.frame.offset(i.guard.name)}, {str(i.negated).lower()}" if i.guard else "-1, false"
+        guard = f"AT.{i.guard.name}, {str(i.negated).lower()}" if i.guard else "-1, false"
         if i.name != "bra":
             return f"End::leave, {guard}, 0"
         assert isinstance(i.args[0], Label)
