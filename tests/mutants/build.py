@@ -70,9 +70,14 @@ class Kernel:
         return f"cuda/{self.source}.cuh"
 
     @property
+    def even(self) -> bool:
+        """Whether it is of even steps; ``rows`` is how many items a lane has then."""
+        return self.source.startswith("even_")
+
+    @property
     def tensor(self) -> bool:
         """Whether its products go through tensor cores."""
-        return self.source.startswith("even_") or self.rows <= 0
+        return self.even or self.rows <= 0
 
     @property
     def stem(self) -> str:
@@ -126,7 +131,7 @@ def instance(kernel: Kernel, number: int) -> str:
     """What makes nvcc compile a copy's kernel."""
     name, storage = copy_name(number), TYPES[kernel.type]
     storage = storage if storage in ("float", "double") else f"{name}::{storage}"
-    rows = f"{kernel.rows}, {str(kernel.wide).lower()}" if kernel.source.startswith("even_") else kernel.rows
+    rows = f"{kernel.rows}, {str(kernel.wide).lower()}" if kernel.even else kernel.rows
     function = f"{kernel.source}_kernel<{name}::host::{kernel.cell.capitalize()}, {storage}, {rows}>"
     direction = kernel.source.removeprefix("even_")
     arguments = f"const {name}::cuda::{direction.capitalize()}Args<{storage}>, const {name}::cuda::Plan"

@@ -90,6 +90,14 @@ def runs(name: str, cell: str) -> Iterator[tuple[Case, Device]]:
         yield Case(T=3, B=12, H=40, **given), THREE
         # The same where every step has the same rows, and a lane has some of them.
         yield Case(T=3, B=40, H=40, bidirectional=True, **given), THREE
+        # Clips there, and a step that is looked ahead to and is not the last.
+        yield Case(T=5, B=3, H=8, gain=4.0, kept=True, bidirectional=True, **clips, **given), LARGE
+    if name == "tf32":
+        # More slabs of a warp than it has under way.
+        yield Case(T=2, B=3, H=260, **given), LARGE
+        # Wide plans of two blocks of rows, of which the second has an odd tile: forward with an item a lane, and both.
+        yield Case(T=3, B=40, H=8, **given), Device(2, 40960)
+        yield Case(T=3, B=132, H=8, **given), Device(2, 232448)
     # More blocks of rows than are on the device together, and in plan grid more rows of a block than it takes at once.
     yield Case(T=2, B=80, H=8, **given), SINGLE
     # Rows that begin anew on the way, in given states or in none.
