@@ -1,10 +1,10 @@
 """Everything that a card can tell about the CUDA backend, in under ten minutes: `make gpu-check`.
 
 Builds for the device that is there, runs the tests marked `cuda`, compute-sanitizer's four tools, the benchmark beside
-cuDNN, and a profile by kernel. Writes gpu-check.json and gpu-check.md; what is in one is in the other, but
-for the numbers behind the benchmark's rows; gpu-check/ has what the programs printed. A step has its share of the time
-and what earlier steps left of theirs; one that fails or runs out of it does not stop the next. Ends with 1 where build,
-tests or sanitizer failed.
+cuDNN, and a profile by kernel. Writes gpu-check.json and gpu-check.md; what is in one is in the other, but for the
+numbers behind the benchmark's rows; gpu-check/ has what the programs printed. A step has its share of the time and what
+earlier steps left of theirs; one that fails or runs out of it does not stop the next. Ends with 1 where build, tests or
+sanitizer failed.
 
 It needs Python alone. What it runs needs torch with CUDA, nvcc and g++: the first --python that has such a torch is
 taken, as it is; what else is missing is installed beside the build. `--emulated` does the same on the emulated device,

@@ -42,7 +42,7 @@ constexpr int held_slabs(int per_unit, int gates, bool split) {
   if (per_unit > 1) return split ? 3 : 4;
   return 4 * gates - (split ? 4 : 6);
 }
-// The same where every step has the same rows: of a warp's chain, in groups of four. `wide`: of half as many units,
+// The same where every step has the same rows: of a warp's chain. `wide`: of half as many units,
 // with rows that are twice as long.
 constexpr int chain_tiles(int per_unit, bool wide) { return per_unit == 1 ? 1 : wide ? 2 : 4; }
 constexpr int chain_slabs(int per_unit, int gates, bool wide) {
