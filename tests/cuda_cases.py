@@ -26,7 +26,7 @@ SHAPES = (
     Case(T=2, B=5, I=3, H=70, recompute=True),
     Case(T=3, B=20, I=3, H=24),
 )
-#: Several rows a lane where steps are even, and a wide plan in tf32: on a card alone, for it would take the emulation long.
+#: Several rows a lane where steps are even, and a wide plan in tf32: on a card alone, as the emulation is too slow.
 LARGE = Case(T=2, B=70, I=3, H=520)
 TYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 EPS = {name: 2.0**-10 if name == "tf32" else torch.finfo(dtype).eps for name, dtype in TYPES.items()}
