@@ -43,8 +43,8 @@ struct Resets {
   std::vector<at::Tensor> states;  // [D, P] and, beside a cell state, [D, H]; none: zero
 };
 
-// What forward keeps for backward.
-enum class Save { nothing, states, gates };
+// What forward keeps for backward; or that it gives the gates and no more.
+enum class Save { nothing, states, gates, gates_alone };
 
 struct LayerShape {
   std::string cell;

@@ -94,7 +94,7 @@ struct Panels {
 
 class Barrier;
 
-// One direction of one layer, forward.
+// One direction of one layer, forward. Without an output, for one step: what is `saved`, and nothing else.
 template <class Storage>
 struct ForwardArgs {
   using Compute = compute_t<Storage>;

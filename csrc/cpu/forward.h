@@ -87,6 +87,7 @@ class Forward : Worker {
     const Compute* h0 = a.h + (step % 2) * a.sequence.batch * h_ld;
     Compute* h1 = a.h + (1 - step % 2) * a.sequence.batch * h_ld;
     update(step, h0, h1);
+    if (!a.output) return meet();
     if (a.projection) {
       if (!meet()) return false;
       project(t, h1);
@@ -132,6 +133,9 @@ class Forward : Worker {
     multiply();
   }
 
+  // Where the i-th of the values lies that are kept of a data row.
+  Storage* saved(std::int64_t data_row, int i) const { return a.saved + (data_row * S + i) * a.H; }
+
   void update(std::int64_t step, const Compute* h0, Compute* h1) {
     const std::int64_t t = a.sequence.time(step);
     using Gates = Product<G, Compute>;
@@ -144,13 +148,18 @@ class Forward : Worker {
     const auto fetch_targets = [&](std::int64_t j, std::int64_t panel) {
       const std::int64_t b = row(j), unit = panel * L;
       if constexpr (Cell::carries_cell) __builtin_prefetch(a.c + a.sequence.column(b) * a.H + unit, 1);
+      if (!a.output) return;
       if (a.projection) return __builtin_prefetch(a.unprojected + b * unprojected_ld + unit, 1);
       __builtin_prefetch(h1 + b * h_ld + unit, 1);
       __builtin_prefetch(a.output + a.sequence.place(t, b) * a.output_ld + unit, 1);
     };
     if (!a.input_gates) {
+      const std::int64_t offset = a.sequence.offset(t);
       run(
-          fetch_targets,
+          [&](std::int64_t j, std::int64_t panel) {
+            for (int i = 0; a.saved && i < S; ++i) __builtin_prefetch(saved(offset + row(j), i) + panel * L, 1);
+            fetch_targets(j, panel);
+          },
           [&](const Tile& tile, const V(*sums)[G]) {
             update_tile(t, tile, sums + Gates::row_block, h0, h1, [](const V(*product)[G], auto, auto, int g, auto) {
               return (product - Gates::row_block)[0][g];
@@ -219,11 +228,12 @@ class Forward : Worker {
       each([&](const auto& blocks, int k, int stride) {
         update_units(t, blocks, products + k, stride, h0, kept + k, input);
       });
+      if (!a.output) return;
       each([&](const auto& blocks, int k, int stride) { output_units(t, blocks, stride, kept + k, h0, h1); });
     } else {
       each([&](const auto& blocks, int k, int stride) {
         update_units(t, blocks, products + k, stride, h0, kept, input);
-        output_units(t, blocks, stride, kept, h0, h1);
+        if (a.output) output_units(t, blocks, stride, kept, h0, h1);
       });
     }
   }
@@ -269,12 +279,12 @@ class Forward : Worker {
     Cell::update(x, r, h_before, c_before, s, c_after);
     if constexpr (Cell::carries_cell) {
       c_after = clamp<W>(c_after, a.cell_clip);
-      blocks.write(c_after, cell);
+      if (a.output) blocks.write(c_after, cell);
       if (a.cells) blocks.write(c_after, [&](auto b) { return a.cells + (offset + b) * a.H; });
     }
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) {
-      if (a.saved) blocks.write(s[i], [&](auto b) { return a.saved + ((offset + b) * S + i) * a.H; });
+      if (a.saved) blocks.write(s[i], [&](auto b) { return saved(offset + b, i); });
       scatter(s[i], [&](int n, const V& v) { kept[n * stride][i] = v; });
     }
     scatter(c_after, [&](int n, const V& v) { kept[n * stride][S] = v; });

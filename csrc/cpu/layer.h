@@ -14,7 +14,8 @@
 namespace lstm_fused {
 
 // [output, h_n, (c_n)], followed by what is saved: per direction, with Save::gates the activated gates [N, S*H], and
-// unless nothing is saved, for cells with a cell state, c_t [N, H] in the compute type.
+// unless nothing is saved, for cells with a cell state, c_t [N, H] in the compute type. With Save::gates_alone, for one
+// step: only the gates.
 // `packed` are the weights as pack_layer left them; without them a call packs them itself.
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                                       at::TensorList weights, Save save, at::TensorList packed = {});
@@ -33,6 +34,8 @@ std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& 
 struct SharedBackward {
   std::vector<at::Tensor> packed;  // the weights that were rearranged
   std::vector<at::Tensor> sums;    // the gradients of the weights, to which each call adds
+  at::Tensor d_input;              // where the gradient of this part's input goes, or is added
+  bool add_to_input = false;
 };
 
 // Gradients of input, states, weights and reset states, in that order and in the compute type; undefined where `needed`

@@ -223,7 +223,7 @@ struct BackwardLayer {
   }
 
   at::Tensor input_gradient() {
-    const at::Tensor d_input = allocate(input.sizes(), compute_options);
+    const at::Tensor d_input = shared ? shared->d_input : allocate(input.sizes(), compute_options);
     if (shape.padded()) sums.clear_others(places, d_input);
     if (shape.N == 0) return d_input;
     std::vector<RowsArgs<Compute>> terms;
@@ -235,7 +235,7 @@ struct BackwardLayer {
                        .weights = input_weights[d],
                        .out = mutable_data<Compute>(d_input),
                        .places = shape.padded() ? places.data() : nullptr,
-                       .add = d > 0});
+                       .add = d > 0 || (shared && shared->add_to_input)});
     sums.multiply_rows(shape.N, terms);
     return d_input;
   }

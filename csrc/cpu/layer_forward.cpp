@@ -26,8 +26,6 @@ namespace {
 // Rows of a worker whose W x is computed together: enough that W is read seldom, few enough that the result is still in
 // cache when the recurrence takes it.
 constexpr std::int64_t chunk_rows = 96;
-// So many rows of a worker are worth reading W at every step: then W x need not be stored and read again.
-constexpr std::int64_t rows_for_input = 32;
 
 // Elements of a direction's packed matrices: W, U, (W_hr).
 template <class Storage>
@@ -120,12 +118,14 @@ struct ForwardLayer {
 
   std::vector<at::Tensor> run() {
     const auto& [T, B, I, H, P] = std::tie(shape.T, shape.B, shape.I, shape.H, shape.P);
-    const at::Tensor output = rows(shape.output_sizes(), storage_options);
-    const at::Tensor h_n = at::empty({shape.D, B, P}, compute_options);
+    const bool gates_alone = save == Save::gates_alone;
+    const at::Tensor output = gates_alone ? at::Tensor() : rows(shape.output_sizes(), storage_options);
+    const at::Tensor h_n = gates_alone ? at::Tensor() : at::empty({shape.D, B, P}, compute_options);
     const at::Tensor c_n = shape.states == 2 ? at::empty({shape.D, B, H}, compute_options) : at::Tensor();
     const at::Tensor h = at::empty({shape.D, 2, B, row_stride<Compute>(P)}, compute_options);
-    const at::Tensor unprojected =
-        shape.projected ? at::empty({shape.D, B, row_stride<Compute>(H)}, compute_options) : at::Tensor();
+    const at::Tensor unprojected = shape.projected && !gates_alone
+                                       ? at::empty({shape.D, B, row_stride<Compute>(H)}, compute_options)
+                                       : at::Tensor();
     const at::Tensor x = to_compute(input);
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0]);
     const at::Tensor c0 = states.size() < 2 ? at::Tensor() : to_compute(states[1]);
@@ -148,10 +148,10 @@ struct ForwardLayer {
       a.resets = data<bool>(resets);
       if (!reset_states.empty()) a.reset_h = data<Compute>(reset_states[0]) + d * P;
       if (reset_states.size() > 1) a.reset_c = data<Compute>(reset_states[1]) + d * H;
-      a.output = mutable_data<Storage>(output) + d * P;
+      a.output = output.defined() ? mutable_data<Storage>(output) + d * P : nullptr;
       a.output_ld = shape.D * P;
       a.h = mutable_data<Compute>(h) + d * 2 * B * row_stride<Compute>(P);
-      a.h_n = mutable_data<Compute>(h_n) + d * B * P;
+      a.h_n = h_n.defined() ? mutable_data<Compute>(h_n) + d * B * P : nullptr;
       a.c = c_n.defined() ? mutable_data<Compute>(c_n) + d * B * H : nullptr;
       a.unprojected =
           unprojected.defined() ? mutable_data<Compute>(unprojected) + d * B * row_stride<Compute>(H) : nullptr;
@@ -160,6 +160,7 @@ struct ForwardLayer {
       allocate_input_gates(a);
     }
     if (shape.N > 0 || shape.padded()) run_recurrence();
+    if (gates_alone) return saved;
     std::vector<at::Tensor> results = {output, h_n.to(input.scalar_type())};
     if (c_n.defined()) results.push_back(c_n.to(input.scalar_type()));
     results.insert(results.end(), saved.begin(), saved.end());
@@ -167,11 +168,11 @@ struct ForwardLayer {
   }
 
   void allocate_saved(ForwardArgs<Storage>& a) {
-    if (save == Save::gates) {
+    if (save >= Save::gates) {
       saved.push_back(rows({shape.N, shape.S * shape.H}, storage_options));
       a.saved = mutable_data<Storage>(saved.back());
     }
-    if (save == Save::nothing || shape.states < 2) return;
+    if (save == Save::nothing || save == Save::gates_alone || shape.states < 2) return;
     saved.push_back(rows({shape.N, shape.H}, compute_options));
     a.cells = mutable_data<Compute>(saved.back());
   }
@@ -180,15 +181,16 @@ struct ForwardLayer {
   void allocate_input_gates(ForwardArgs<Storage>& a) {
     const std::int64_t rows = std::max<std::int64_t>(shape.B, 1);
     a.chunk_steps = std::max<std::int64_t>(1, std::min(shape.T, chunk_rows * plan.rows / rows));
+    const double rows_of_a_step = static_cast<double>(shape.N) / static_cast<double>(shape.T);
+    if (input_in_step(recurrence, this_machine(plan.threads()), plan, shape.I, rows_of_a_step)) return;
     if constexpr (same_type) {
-      if (save == Save::gates) {
+      if (save >= Save::gates) {
         a.gates_in_place = true;
         a.input_gates = a.saved;
         a.input_ld = shape.S * shape.H;
         return;
       }
     }
-    if (rows / plan.rows >= rows_for_input) return;
     a.input_ld = shape.G * shape.H;
     a.input_gates = mutable_data<Compute>(keep(at::empty({a.chunk_steps * shape.B, a.input_ld}, compute_options)));
   }
@@ -236,7 +238,7 @@ std::vector<at::Tensor> pack_layer(const LayerShape& shape, at::TensorList weigh
 
 std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                                       at::TensorList weights, Save save, at::TensorList packed) {
-  if (single_step(shape)) {
+  if (single_step(shape) && save != Save::gates_alone) {
     std::vector<at::Tensor> results = step_forward(shape, input, states, weights, save);
     const at::Tensor output = at::empty(shape.output_sizes(), input.options());
     output.view({shape.B, shape.D, shape.H}).copy_(results[0].transpose(0, 1));

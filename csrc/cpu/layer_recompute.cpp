@@ -9,6 +9,7 @@
 #include <deque>
 
 #include "layer.h"
+#include "memory.h"
 
 namespace lstm_fused {
 
@@ -16,7 +17,7 @@ namespace {
 
 // A chunk has this many data rows at least, and so many that its units are these: enough to make what every chunk costs
 // little beside its products, and a few megabytes of gates.
-constexpr std::int64_t least_rows = 256, least_units = 1 << 17;
+constexpr std::int64_t least_rows = 128, least_units = 1 << 16;
 
 using Tensors = std::vector<at::Tensor>;
 
@@ -52,21 +53,23 @@ class Recompute {
     }
   }
 
-  bool in_one_chunk() const { return shape.N <= chunk_rows(); }
+  // Less than two chunks are not worth cutting.
+  bool in_one_chunk() const { return shape.N <= 2 * chunk_rows(); }
 
   // Of all steps, [N, S*H].
   at::Tensor all_gates() const { return gates({0, shape.T}, x.contiguous()); }
 
-  // Adds the gradients of the input's rows to d_input, where that is defined, and leaves those of the states in
-  // `d_states`. Gives those of the weights, where they are needed.
-  Tensors run(const at::Tensor& d_input, const std::vector<bool>& weights_needed) {
+  // Leaves the gradients of the input's rows in d_input, where that is defined, or adds them to what is there, and
+  // leaves those of the states in `d_states`. Gives those of the weights, where they are needed.
+  Tensors run(const at::Tensor& d_input, bool add, const std::vector<bool>& weights_needed) {
     std::vector<bool> needed(1 + shape.states, true);
     needed[0] = d_input.defined();
+    shared.add_to_input = add;
     needed.insert(needed.end(), weights_needed.begin(), weights_needed.end());
     packed = pack_layer(shape, own_weights);
     for (const auto& [begin, end] : chunks()) {
+      if (d_input.defined()) shared.d_input = d_input.narrow(0, offset(begin), offset(end) - offset(begin));
       const Tensors found = run_chunk(begin, end, needed);
-      if (d_input.defined()) d_input.narrow(0, offset(begin), found[0].size(0)).add_(found[0]);
       for (int i = 0; i < shape.states; ++i) d_states[i].narrow(1, 0, found[1 + i].size(1)).copy_(found[1 + i]);
     }
     return shared.sums;
@@ -140,7 +143,7 @@ class Recompute {
       parts.push_back(initial.narrow(0, known, rows - known).to(all.scalar_type()));
     }
     add_rows();
-    return at::cat(parts);
+    return parts.size() == 1 ? parts[0] : at::cat(parts);
   }
 
   at::Tensor gates(const Chunk& chunk, const at::Tensor& rows) const {
@@ -151,7 +154,7 @@ class Recompute {
     step.offsets.clear();
     Tensors before = {states_before(h, h0, chunk).unsqueeze(0)};
     if (c.defined()) before.push_back(states_before(c, c0, chunk).to(x.scalar_type()).unsqueeze(0));
-    return layer_forward(step, rows, before, own_weights, Save::gates, packed)[1 + shape.states];
+    return layer_forward(step, rows, before, own_weights, Save::gates_alone, packed)[0];
   }
 
   Tensors run_chunk(std::int64_t begin, std::int64_t end, const std::vector<bool>& needed) {
@@ -210,10 +213,10 @@ Tensors layer_backward_recomputing(const LayerShape& shape, at::TensorList grads
 
   const std::size_t each = shape.weights_per_direction();
   Tensors results(1 + states.size()), d_states[2];
-  if (needed[0]) results[0] = at::zeros({shape.N, shape.I}, input.options().dtype(compute_type(input)));
+  if (needed[0]) results[0] = allocate({shape.N, shape.I}, input.options().dtype(compute_type(input)));
   for (int d = 0; d < shape.D; ++d) {
     const auto first = needed.begin() + 1 + states.size() + d * each;
-    const Tensors sums = directions[d].run(results[0], {first, first + each});
+    const Tensors sums = directions[d].run(results[0], d > 0, {first, first + each});
     results.insert(results.end(), sums.begin(), sums.end());
     for (int i = 0; i < shape.states; ++i) d_states[i].push_back(directions[d].d_states[i]);
   }

@@ -102,6 +102,16 @@ Plan choose_plan(const RecurrenceShape& s, const Machine& machine, const std::st
   return best;
 }
 
+bool input_in_step(const RecurrenceShape& s, const Machine& machine, const Plan& plan, std::int64_t inputs,
+                   double rows_of_a_step) {
+  constexpr double independent_sums = 16;  // with fewer a product waits for its own multiply-adds
+  constexpr double per_input = 0.6;        // what W x of a row costs on its way through memory, fitted to times
+  const double rows = rows_of_a_step / plan.rows;
+  const double bytes = static_cast<double>(s.hidden * s.gates * (inputs + s.recurrent)) / plan.units * s.element_bytes;
+  const double worthwhile = per_input * static_cast<double>(inputs) / bytes_per_cycle(machine, bytes);
+  return rows >= std::max(independent_sums / s.gates, worthwhile);
+}
+
 double product_ns(double multiply_adds, int lanes) { return multiply_adds / lanes / 1.8 / cycles_per_ns; }
 
 std::int64_t patience_ns(const RecurrenceShape& s, const Plan& plan, double apart_ns) {
