@@ -105,7 +105,7 @@ Plan choose_plan(const RecurrenceShape& s, const Machine& machine, const std::st
 bool input_in_step(const RecurrenceShape& s, const Machine& machine, const Plan& plan, std::int64_t inputs,
                    double rows_of_a_step) {
   constexpr double independent_sums = 16;  // with fewer a product waits for its own multiply-adds
-  constexpr double per_input = 0.6;        // what W x of a row costs on its way through memory, fitted to times
+  constexpr double per_input = 0.6;        // rows that repay a cycle of reading for each input; fitted to times
   const double rows = rows_of_a_step / plan.rows;
   const double bytes = static_cast<double>(s.hidden * s.gates * (inputs + s.recurrent)) / plan.units * s.element_bytes;
   const double worthwhile = per_input * static_cast<double>(inputs) / bytes_per_cycle(machine, bytes);
