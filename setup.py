@@ -89,6 +89,7 @@ SOURCES = [
     "csrc/cpu/layer_recompute.cpp",
     "csrc/cpu/layer_step.cpp",
     "csrc/cpu/layer_dual.cpp",
+    "csrc/cpu/memory.cpp",
     "csrc/cpu/runtime.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cpu/team.cpp",

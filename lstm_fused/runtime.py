@@ -16,7 +16,7 @@ import torch
 
 from . import _ops  # noqa: F401, loads the operators
 
-__all__ = ["available_isas", "info", "isa", "plan", "use_isa", "use_plan"]
+__all__ = ["available_isas", "info", "isa", "keep_memory", "plan", "use_isa", "use_plan"]
 
 _forced = {"isa": "", "plan": ""}
 
@@ -64,6 +64,25 @@ def _force(what: str, name: str) -> Iterator[None]:
     finally:
         _forced[what] = before
         force(before)
+
+
+def keep_memory(limit: int) -> int:
+    """Sets how much freed memory of layers on the CPU is kept for the next call.
+
+    Tensors of 1 MiB or more that a layer makes (outputs, gradients, what backward needs) lie in memory of their own, in
+    huge pages where the system has them. What is freed is kept up to the limit, 512 MiB at first, since to get it from
+    the system again can take longer than the call; the rest is given back. 0 gives back all, now and from now on.
+
+    Args:
+        limit: bytes.
+
+    Returns:
+        The limit before.
+
+    Raises:
+        ValueError: a negative limit.
+    """
+    return int(torch.ops.lstm_fused.keep_memory(limit))
 
 
 def plan(

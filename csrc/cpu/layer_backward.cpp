@@ -67,9 +67,7 @@ struct BackwardLayer {
   }
 
   at::Tensor empty_rows(std::int64_t rows, std::int64_t width) const {
-    const std::vector<std::int64_t> sizes = {rows, row_stride<Compute>(width)};
-    const bool ordinary = notices_huge_pages(recurrence, plan);
-    return (ordinary ? at::empty(sizes, compute_options) : allocate(sizes, compute_options)).narrow(1, 0, width);
+    return allocate({rows, row_stride<Compute>(width)}, compute_options).narrow(1, 0, width);
   }
 
   std::vector<at::Tensor> run() {
@@ -91,7 +89,7 @@ struct BackwardLayer {
       d_gates[d] = empty_rows(N, shape.S * H);
       if (shape.projected) {
         d_projected[d] = empty_rows(N, P);
-        unprojected[d] = at::empty({N, H}, compute_options);
+        unprojected[d] = allocate({N, H}, compute_options);
       }
       a.sequence = sequence(shape, d);
       a.H = H;

@@ -111,15 +111,10 @@ struct ForwardLayer {
     return tensor;
   }
 
-  // Memory for data rows.
-  at::Tensor rows(at::IntArrayRef sizes, const at::TensorOptions& options) const {
-    return notices_huge_pages(recurrence, plan) ? at::empty(sizes, options) : allocate(sizes, options);
-  }
-
   std::vector<at::Tensor> run() {
     const auto& [T, B, I, H, P] = std::tie(shape.T, shape.B, shape.I, shape.H, shape.P);
     const bool gates_alone = save == Save::gates_alone;
-    const at::Tensor output = gates_alone ? at::Tensor() : rows(shape.output_sizes(), storage_options);
+    const at::Tensor output = gates_alone ? at::Tensor() : allocate(shape.output_sizes(), storage_options);
     const at::Tensor h_n = gates_alone ? at::Tensor() : at::empty({shape.D, B, P}, compute_options);
     const at::Tensor c_n = shape.states == 2 ? at::empty({shape.D, B, H}, compute_options) : at::Tensor();
     const at::Tensor h = at::empty({shape.D, 2, B, row_stride<Compute>(P)}, compute_options);
@@ -169,11 +164,11 @@ struct ForwardLayer {
 
   void allocate_saved(ForwardArgs<Storage>& a) {
     if (save >= Save::gates) {
-      saved.push_back(rows({shape.N, shape.S * shape.H}, storage_options));
+      saved.push_back(allocate({shape.N, shape.S * shape.H}, storage_options));
       a.saved = mutable_data<Storage>(saved.back());
     }
     if (save == Save::nothing || save == Save::gates_alone || shape.states < 2) return;
-    saved.push_back(rows({shape.N, shape.H}, compute_options));
+    saved.push_back(allocate({shape.N, shape.H}, compute_options));
     a.cells = mutable_data<Compute>(saved.back());
   }
 
@@ -192,7 +187,7 @@ struct ForwardLayer {
       }
     }
     a.input_ld = shape.G * shape.H;
-    a.input_gates = mutable_data<Compute>(keep(at::empty({a.chunk_steps * shape.B, a.input_ld}, compute_options)));
+    a.input_gates = mutable_data<Compute>(keep(allocate({a.chunk_steps * shape.B, a.input_ld}, compute_options)));
   }
 
   void run_recurrence() {

@@ -2,12 +2,11 @@
 // which changes no result.
 #pragma once
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 #include <functional>
 
 #include "layer.h"
+#include "memory.h"
 
 namespace lstm_fused {
 
@@ -81,7 +80,7 @@ class LayerSums {
     const std::int64_t most = contended() && all_ns < static_cast<double>(time_slice_ns) ? 1 : usable_threads();
     std::ranges::stable_sort(tasks, std::greater{}, &Task::multiply_adds);  // the last ones to end are short
     const int threads = static_cast<int>(std::clamp<std::int64_t>(multiply_adds / worthwhile, 1, most));
-    const at::Tensor scratch = at::empty({threads, kernels.outer_sum_scratch}, options);
+    const at::Tensor scratch = allocate({threads, kernels.outer_sum_scratch}, options);
     Compute* const base = mutable_data<Compute>(scratch);
     std::atomic<std::size_t> next{0};
     run_team(threads, all_ns, [&](int member, int) {
