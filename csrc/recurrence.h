@@ -233,6 +233,7 @@ struct StepArgs {
   Storage* saved = nullptr;               // [B, S*H]; null: not kept
   compute_t<Storage>* cells = nullptr;    // [B, H]; null: not kept
   compute_t<Storage> cell_clip = no_clip<compute_t<Storage>>;  // as in ForwardArgs
+  bool last_unit_first = false;           // an order, which changes no result
 };
 
 }  // namespace lstm_fused

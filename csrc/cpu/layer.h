@@ -111,7 +111,7 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
   Barrier everybody;
   const std::int64_t patience = patience_ns(shape, plan, apart_ns);
   const double alone_ns = threads * apart_ns + estimate(shape, this_machine(1), {});
-  constexpr double new_memory = 4;  // times as long: what is packed into may come from the system only when written to
+  constexpr double new_memory = 4;  // times as long: it may come from the system only when it is written to
   everybody.reset(threads, patience_ns(shape, plan, new_memory * apart_ns), alone_ns);
   std::deque<Barrier> barriers(plan.directions * plan.rows);
   for (Barrier& barrier : barriers) barrier.reset(plan.units, patience, alone_ns);

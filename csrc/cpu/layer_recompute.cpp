@@ -17,7 +17,7 @@ namespace {
 
 // A chunk has this many data rows at least, and so many that its units are these: enough to make what every chunk costs
 // little beside its products, and a megabyte of gates or so.
-constexpr std::int64_t least_rows = 128, least_units = 1 << 16;
+constexpr std::int64_t least_rows = 256, least_units = 1 << 16;
 
 using Tensors = std::vector<at::Tensor>;
 
@@ -143,7 +143,9 @@ class Recompute {
       parts.push_back(initial.narrow(0, known, rows - known).to(all.scalar_type()));
     }
     add_rows();
-    return parts.size() == 1 ? parts[0] : at::cat(parts);
+    if (parts.size() == 1) return parts[0];
+    at::Tensor joined = allocate({offset(chunk.end) - offset(chunk.begin), all.size(1)}, all.options());
+    return at::cat_out(joined, parts);
   }
 
   at::Tensor gates(const Chunk& chunk, const at::Tensor& rows) const {

@@ -1,5 +1,7 @@
 #include <ATen/ops/empty.h>
 
+#include <atomic>
+
 #include "layer.h"
 
 namespace lstm_fused {
@@ -28,6 +30,15 @@ bool single_step(const LayerShape& shape) {
          !shape.resets.before.defined();
 }
 
+// Whether this call reads the weights from their end: every other one does, so that it meets first what the one before
+// has left in the cache, where that is not all of them.
+bool every_other_call() {
+  static std::atomic<bool> last{false};
+  const bool now = !last.load(std::memory_order_relaxed);
+  last.store(now, std::memory_order_relaxed);
+  return now;
+}
+
 std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,
                                      at::TensorList weights, Save save) {
   return with_storage(input.scalar_type(), [&](auto storage) {
@@ -35,6 +46,7 @@ std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& 
     using Compute = compute_t<Storage>;
     const CellKernels<Storage> kernels = active_isa().kernels<Storage>(shape.cell);
     const std::int64_t B = shape.B, H = shape.H;
+    const bool last_unit_first = every_other_call();
     std::vector<at::Tensor> results;
     for (int i = 0; i < shape.states; ++i) results.push_back(at::empty({shape.D, B, H}, input.options()));
     const at::Tensor x = input.contiguous();
@@ -58,6 +70,7 @@ std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& 
       args.c0 = c0.defined() ? data<Storage>(c0) + d * B * H : nullptr;
       args.h1 = mutable_data<Storage>(results[0]) + d * B * H;
       args.c1 = shape.states == 2 ? mutable_data<Storage>(results[1]) + d * B * H : nullptr;
+      args.last_unit_first = last_unit_first;
       args.cell_clip = static_cast<Compute>(shape.cell_clip);
       if (save == Save::gates) {
         results.push_back(at::empty({B, shape.S * H}, input.options()));

@@ -40,7 +40,9 @@ class Step {
   Step(const StepArgs<Storage>& args) : a(args) {}
 
   void run(std::int64_t unit_begin, std::int64_t unit_end) {
-    for (std::int64_t unit = unit_begin; unit < unit_end; unit += L) {
+    const std::int64_t blocks = (unit_end - unit_begin + L - 1) / L;
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      const std::int64_t unit = unit_begin + (a.last_unit_first ? blocks - 1 - i : i) * L;
       const int count = static_cast<int>(std::min<std::int64_t>(L, a.H - unit));
       for (int g = 0; g < G; ++g) {
         const std::int64_t row = g * a.H + unit;
