@@ -16,7 +16,7 @@ namespace lstm_fused {
 namespace {
 
 // A chunk has this many data rows at least, and so many that its units are these: enough to make what every chunk costs
-// little beside its products, and a megabyte of gates or so.
+// little beside its products, and a megabyte of gates or two.
 constexpr std::int64_t least_rows = 256, least_units = 1 << 16;
 
 using Tensors = std::vector<at::Tensor>;

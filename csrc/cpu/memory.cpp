@@ -196,7 +196,9 @@ struct Allocator final : c10::Allocator {
 
 at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
   static Allocator& allocator = *new Allocator;
-  if (!options.device().is_cpu()) return at::empty(sizes, options);
+  // A process that has given torch an allocator of its own wants that one.
+  const bool usual = c10::GetCPUAllocator() == c10::GetDefaultCPUAllocator();
+  if (!options.device().is_cpu() || !usual) return at::empty(sizes, options);
   const at::ScalarType dtype = c10::typeMetaToScalarType(options.dtype());
   return at::detail::empty_generic(sizes, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt);
 }
