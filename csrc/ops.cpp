@@ -309,7 +309,7 @@ TORCH_LIBRARY(lstm_fused, m) {
   m.def("isas_compiled() -> str[]", compiled_isas);
   m.def("isas_available() -> str[]", available_isas);
   m.def("set_isa(str name) -> ()", [](const std::string& name) { set_isa(name); });
-  m.def("keep_memory(int bytes) -> int", [](std::int64_t bytes) { return keep_memory(bytes); });
+  m.def("keep_memory(int limit) -> int", [](std::int64_t limit) { return keep_memory(limit); });
   m.def("set_plan(str name) -> ()", [](const std::string& name) { set_forced_plan(name); });
   m.def("plan(str cell, int T, int B, int I, int H, int P, int D, int threads) -> str", plan_name);
   m.def("cuda_plan(int T, int B, int H, int gates, int storage_bytes, int compute_bytes, int multiprocessors, "

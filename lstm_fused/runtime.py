@@ -69,9 +69,10 @@ def _force(what: str, name: str) -> Iterator[None]:
 def keep_memory(limit: int) -> int:
     """Sets how much freed memory of layers on the CPU is kept for the next call.
 
-    Tensors of 1 MiB or more that a layer makes (outputs, gradients, what backward needs) lie in memory of their own, in
-    huge pages where the system has them. What is freed is kept up to the limit, 512 MiB at first, since to get it from
-    the system again can take longer than the call; the rest is given back. 0 gives back all, now and from now on.
+    Tensors of 16 KiB or more that a layer makes (outputs, gradients, what backward needs) lie in huge pages where the
+    system has them. What is freed is kept up to the limit, 512 MiB at first, since to get it from the system again can
+    take longer than the call; the rest is given back. 0 gives back all, now and from now on. Where the process has given
+    torch a CPU allocator of its own, that one is used, and nothing is kept.
 
     Args:
         limit: bytes.

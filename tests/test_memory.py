@@ -118,7 +118,7 @@ def test_limit(limit: int) -> None:
 def test_a_negative_limit() -> None:
     """An error that names the argument; the limit stays."""
     limit = runtime.keep_memory(5 * MIB)
-    with pytest.raises(ValueError, match="bytes: expected a number that is not negative, got -1"):
+    with pytest.raises(ValueError, match="limit: expected a number of bytes that is not negative, got -1"):
         runtime.keep_memory(-1)
     assert runtime.keep_memory(limit) == 5 * MIB
 

@@ -11,6 +11,15 @@ namespace {
 // Below this many weight bytes a second thread costs more than it reads.
 constexpr std::int64_t bytes_per_thread = 128 << 10;
 
+// Whether this call reads the weights from their end: every other one does, so that it meets first what the one before
+// has left in the cache, where that is not all of them.
+bool every_other_call() {
+  static std::atomic<bool> last{false};
+  const bool now = !last.load(std::memory_order_relaxed);
+  last.store(now, std::memory_order_relaxed);
+  return now;
+}
+
 template <class Storage>
 void run_step(const LayerShape& shape, const CellKernels<Storage>& kernels, const StepArgs<Storage>& args) {
   const std::int64_t bytes = shape.G * shape.H * (shape.I + shape.H) * static_cast<std::int64_t>(sizeof(Storage));
@@ -28,15 +37,6 @@ void run_step(const LayerShape& shape, const CellKernels<Storage>& kernels, cons
 bool single_step(const LayerShape& shape) {
   return shape.T == 1 && shape.B <= max_step_batch && shape.B > 0 && !shape.projected && !shape.batch_sizes &&
          !shape.resets.before.defined();
-}
-
-// Whether this call reads the weights from their end: every other one does, so that it meets first what the one before
-// has left in the cache, where that is not all of them.
-bool every_other_call() {
-  static std::atomic<bool> last{false};
-  const bool now = !last.load(std::memory_order_relaxed);
-  last.store(now, std::memory_order_relaxed);
-  return now;
 }
 
 std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states,

@@ -203,9 +203,9 @@ at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return at::detail::empty_generic(sizes, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt);
 }
 
-std::int64_t keep_memory(std::int64_t bytes) {
-  TORCH_CHECK_VALUE(bytes >= 0, "bytes: expected a number that is not negative, got ", bytes);
-  return static_cast<std::int64_t>(memory().keep_at_most(static_cast<std::size_t>(bytes)));
+std::int64_t keep_memory(std::int64_t limit) {
+  TORCH_CHECK_VALUE(limit >= 0, "limit: expected a number of bytes that is not negative, got ", limit);
+  return static_cast<std::int64_t>(memory().keep_at_most(static_cast<std::size_t>(limit)));
 }
 
 }  // namespace lstm_fused

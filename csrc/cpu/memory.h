@@ -17,6 +17,6 @@ at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // At most so many bytes are kept while nothing uses them; what is beyond is given back now, and whenever it is freed.
 // Gives what the limit was.
-std::int64_t keep_memory(std::int64_t bytes);
+std::int64_t keep_memory(std::int64_t limit);
 
 }  // namespace lstm_fused
