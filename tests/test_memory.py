@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 import io
 import sys
 from collections.abc import Iterator
@@ -29,7 +31,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
-    """Begins with no block kept, and puts the limit back."""
+    """Begins with nothing kept, by malloc neither, and puts the limit back."""
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
     limit = runtime.keep_memory(0)
     runtime.keep_memory(limit)
     yield
@@ -161,8 +166,6 @@ def test_many_threads_at_once() -> None:
 
 def child_without_huge_pages() -> None:
     """A training step where the system gives no huge pages, against one where it may."""
-    import ctypes
-
     def gradients() -> list[Tensor]:
         data = torch.randn(512, 16, 4, generator=torch.Generator().manual_seed(0))
         return list(torch.autograd.grad(LAYER(data)[0].sum(), list(LAYER.parameters())))
