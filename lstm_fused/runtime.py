@@ -71,8 +71,8 @@ def keep_memory(limit: int) -> int:
 
     Tensors of 16 KiB or more that a layer makes (outputs, gradients, what backward needs) lie in huge pages where the
     system has them. What is freed is kept up to the limit, 512 MiB at first, since to get it from the system again can
-    take longer than the call; the rest is given back. 0 gives back all, now and from now on. Where torch was given a CPU
-    allocator of the process's own, that one is used, and nothing is kept.
+    take longer than the call; the rest is given back. 0 gives back all, now and from now on. Where torch was given
+    another CPU allocator, that one is used, and nothing is kept.
 
     Args:
         limit: bytes.
