@@ -166,6 +166,7 @@ def test_many_threads_at_once() -> None:
 
 def child_without_huge_pages() -> None:
     """A training step where the system gives no huge pages, against one where it may."""
+
     def gradients() -> list[Tensor]:
         data = torch.randn(512, 16, 4, generator=torch.Generator().manual_seed(0))
         return list(torch.autograd.grad(LAYER(data)[0].sum(), list(LAYER.parameters())))
