@@ -41,6 +41,7 @@ class ChainProduct {
   static constexpr int tile_units = 8 * halves / per_unit, rows_of_tile = parts * tile_rows;
   static constexpr int most_tiles = chain_tiles(per_unit, wide), most_slabs = chain_slabs(per_unit, gates, wide);
   static constexpr int groups = most_slabs / group, under_way = groups > 1 ? 2 : 1;
+  static_assert(most_slabs % group == 0);
   // Warps that have a row tile's items, and row tiles that all warps have at once.
   static constexpr int tile_warps = per_unit > 1 ? most_tiles : 4, tiles_at_once = warps / tile_warps;
   static_assert(tiles_at_once * rows_of_tile == rows_apart(wide));
