@@ -64,15 +64,6 @@ struct PlacedSequence : Sequence {
   std::int64_t place(std::int64_t t, std::int64_t b) const { return columns ? t * batch + columns[b] : offset(t) + b; }
 };
 
-// A worker's part: one of every row_step rows, of the first ones number first_row, and a range of units (and of outputs
-// of the projection), in multiples of the panel widths. `member` tells it from the others that have the same rows.
-struct Share {
-  int member = 0;
-  std::int64_t first_row = 0, row_step = 1;
-  std::int64_t unit_begin = 0, unit_end = 0;
-  std::int64_t projected_begin = 0, projected_end = 0;
-};
-
 // The rows of a product's source lie this many elements apart: an odd number of cache lines, because rows at a power of
 // two would compete for the same few sets of L1.
 template <class Compute>
@@ -91,8 +82,6 @@ struct Panels {
   // A packed matrix, [panels, K, width].
   static Panels packed(const Compute* data, std::int64_t K, std::int64_t width) { return {data, K * width, width}; }
 };
-
-class Barrier;
 
 // One direction of one layer, forward. Without an output, for one step: what is `saved`, and nothing else.
 template <class Storage>

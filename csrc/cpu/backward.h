@@ -139,9 +139,9 @@ class Backward : Worker {
     const std::int64_t data = a.sequence.offset(t);
     const std::int64_t begin = a.projection.data ? share.projected_begin : share.unit_begin;
     const std::int64_t end = a.projection.data ? share.projected_end : share.unit_end;
+    const std::int64_t rows = my_rows(a.sequence.active(t));
     Columns::run(
-        my_rows(a.sequence.active(t)), Columns::to_and_fro(begin / panel_width, panels(end), G * a.H, t),
-        Columns::nothing,
+        rows, Columns::to_and_fro(begin / panel_width, panels(end), G * a.H, t, rows), Columns::nothing,
         Columns::row_by_row([&](std::int64_t j, std::int64_t panel, const V(&product)[panel_vectors]) {
           for (int v = 0; v < panel_vectors; ++v) {
             const std::int64_t p = panel * panel_width + v * L;

@@ -140,8 +140,9 @@ class Forward : Worker {
     const std::int64_t t = a.sequence.time(step);
     using Gates = Product<G, Compute>;
     const auto run = [&](auto soon, auto done, const auto&... input_term) {
-      Gates::run(my_rows(a.sequence.active(t)),
-                 Gates::to_and_fro(share.unit_begin / L, panels(share.unit_end), a.P, step), soon, done, input_term...,
+      const std::int64_t rows = my_rows(a.sequence.active(t));
+      Gates::run(rows, Gates::to_and_fro(share.unit_begin / L, panels(share.unit_end), a.P, step, rows), soon, done,
+                 input_term...,
                  Gates::term(Gates::packed(a.recurrent, a.P), a.P, [&](std::int64_t j) { return h0 + row(j) * h_ld; }));
     };
     // The lines that the cell will write, so that no store waits for one that another processor has.

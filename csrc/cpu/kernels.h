@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "../recurrence.h"
+#include "share.h"
 #include "team.h"
 
 namespace lstm_fused {

@@ -116,8 +116,8 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
   std::deque<Barrier> barriers(plan.directions * plan.rows);
   for (Barrier& barrier : barriers) barrier.reset(plan.units, patience, alone_ns);
 
-  const auto take_part = [&](const Plan& actual, int member, Barrier& barrier) {
-    const Share share = share_of(actual, member, shape, panel_units, panel_outputs);
+  const auto take_part = [&](const Plan& actual, const DealtRows& rows, int member, Barrier& barrier) {
+    const Share share = share_of(actual, member, shape, rows, panel_units, panel_outputs);
     const int first = member / (actual.rows * actual.units);
     for (int direction = first; direction < shape.directions; direction += actual.directions)
       work(direction, share, barrier);
@@ -125,8 +125,9 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
   const auto all_alone = [&](std::int64_t packed) {
     Barrier nobody_else;
     pack(packed, packs);
-    take_part(Plan{}, 0, nobody_else);
+    take_part(Plan{}, deal_rows(shape, 1), 0, nobody_else);
   };
+  const DealtRows rows = deal_rows(shape, plan.rows);
   run_team(threads, alone_ns, [&](int member, int members) {
     if (members < threads) {
       if (member == 0) all_alone(0);
@@ -142,7 +143,7 @@ void run_plan(const Plan& plan, const RecurrenceShape& shape, int panel_units, i
     }
     if (alone != Barrier::nobody) return everybody.part(alone == member);
     Barrier& barrier = barriers[member / plan.units];
-    take_part(plan, member, barrier);
+    take_part(plan, rows, member, barrier);
     if (barrier.left_alone() != Barrier::nobody) barrier.part(barrier.left_alone() == member % plan.units);
   });
 }

@@ -10,7 +10,7 @@ namespace lstm_fused {
 
 RecurrenceShape recurrence_shape(const LayerShape& s, int element_bytes, int lanes, int panel_units,
                                  std::int64_t exchanged) {
-  return {s.T, s.B, s.H, s.P, s.G, s.D, element_bytes, lanes, panel_units, s.projected, exchanged};
+  return {s.T, s.B, s.H, s.P, s.G, s.D, element_bytes, lanes, panel_units, s.projected, exchanged, s.batch_sizes};
 }
 
 PlacedSequence sequence(const LayerShape& shape, int direction) {

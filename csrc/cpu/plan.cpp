@@ -122,7 +122,28 @@ std::int64_t patience_ns(const RecurrenceShape& s, const Plan& plan, double apar
   return std::max(least_patience_ns, waited) + static_cast<std::int64_t>(apart_ns);
 }
 
-Share share_of(const Plan& plan, int member, const RecurrenceShape& s, int panel_units, int panel_outputs) {
+// Packed rows come with the longest first, and each goes to the group that is done with it first; so every group has
+// one. A step takes about as long as its rows and one more, which stands for reading the weights.
+DealtRows deal_rows(const RecurrenceShape& s, int groups) {
+  DealtRows rows(groups);
+  std::vector<std::int64_t> load(groups, 0);
+  std::int64_t length = s.steps;
+  for (std::int64_t b = 0; b < s.batch; ++b) {
+    while (s.batch_sizes && length > 0 && s.batch_sizes[length - 1] <= b) --length;
+    const auto done = [&](int group) {
+      return load[group] + std::max<std::int64_t>(length, 1) * (rows[group].empty() ? 2 : 1);
+    };
+    int first = 0;
+    for (int group = 1; group < groups; ++group)
+      if (done(group) < done(first)) first = group;
+    load[first] = done(first);
+    rows[first].push_back(b);
+  }
+  return rows;
+}
+
+Share share_of(const Plan& plan, int member, const RecurrenceShape& s, const DealtRows& rows, int panel_units,
+               int panel_outputs) {
   const int within = member % (plan.rows * plan.units);
   const int unit_group = within % plan.units;
   const auto part = [&](std::int64_t outputs, std::int64_t panel, int group) {
@@ -130,8 +151,9 @@ Share share_of(const Plan& plan, int member, const RecurrenceShape& s, int panel
   };
   Share share;
   share.member = unit_group;
-  share.first_row = within / plan.units;
-  share.row_step = plan.rows;
+  const std::vector<std::int64_t>& own = rows[within / plan.units];
+  share.rows = own.data();
+  share.row_count = static_cast<std::int64_t>(own.size());
   share.unit_begin = part(s.hidden, panel_units, unit_group);
   share.unit_end = part(s.hidden, panel_units, unit_group + 1);
   share.projected_begin = part(s.recurrent, panel_outputs, unit_group);

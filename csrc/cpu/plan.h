@@ -3,8 +3,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
-#include "../recurrence.h"
+#include "share.h"
 
 namespace lstm_fused {
 
@@ -19,6 +20,7 @@ struct RecurrenceShape {
   int panel_units;                               // smallest share of units
   bool projected;                                // one more product and barrier a step
   std::int64_t exchanged;  // values of a row that every unit's product reads: P, or G*H backward
+  const std::int64_t* batch_sizes = nullptr;  // as Sequence's
 };
 
 struct Machine {
@@ -53,7 +55,13 @@ std::int64_t patience_ns(const RecurrenceShape& shape, const Plan& plan, double 
 // Estimated nanoseconds of so many multiply-adds on one thread.
 double product_ns(double multiply_adds, int lanes);
 
-// The part of worker `member` (of plan.threads()) within its direction.
-Share share_of(const Plan& plan, int member, const RecurrenceShape& shape, int panel_units, int panel_outputs);
+// The rows of each of so many groups of workers, so that all have about as much to do.
+using DealtRows = std::vector<std::vector<std::int64_t>>;
+DealtRows deal_rows(const RecurrenceShape& shape, int groups);
+
+// The part of worker `member` (of plan.threads()) within its direction. `rows`: dealt to plan.rows groups; it points
+// into them.
+Share share_of(const Plan& plan, int member, const RecurrenceShape& shape, const DealtRows& rows, int panel_units,
+               int panel_outputs);
 
 }  // namespace lstm_fused

@@ -146,13 +146,15 @@ struct Product {
       if (panels == 4) f(std::integral_constant<int, 4>{});
   }
 
-  // The panels that every step reads. More of them than a core's cache holds are read to and fro: what was last is
-  // still there. Fewer are not, for a step that began with them would have to wait for the units that the last one
-  // ended with.
-  static PanelRange to_and_fro(std::int64_t begin, std::int64_t end, std::int64_t K, std::int64_t step) {
-    constexpr std::int64_t held_bytes = 512 * 1024;
+  // The panels that every step reads for its rows. More of them than a core's cache holds are read to and fro: what was
+  // last is still there. That is L2; but of few rows, which do little else, L1, if it holds a good part of them. Else
+  // they are not, for a step that began with them would have to wait for the units that the last one ended with.
+  static PanelRange to_and_fro(std::int64_t begin, std::int64_t end, std::int64_t K, std::int64_t step,
+                               std::int64_t rows) {
+    constexpr std::int64_t l1_bytes = 40 * 1024, l2_bytes = 512 * 1024;
     const auto bytes = static_cast<std::int64_t>(sizeof(Compute)) * K * panel_width * (end - begin);
-    return {begin, end, bytes > held_bytes && step % 2 != 0};
+    const bool beyond = bytes > l2_bytes || (rows <= 2 && bytes > l1_bytes && bytes < 4 * l1_bytes);
+    return {begin, end, beyond && step % 2 != 0};
   }
 
   static Panels<Compute> packed(const Compute* data, std::int64_t K) {
@@ -233,9 +235,11 @@ struct Product {
       const Compute* const next = turns ? weights.data + (panel > range.begin ? panel - 1 : panel) * weights.panel
                                         : w + (k1 - k0) * panel_width;
       constexpr int each = std::min(panels, multiplied_together(R));
-      for (int p = 0; p < panels; p += each)
+      for (int p0 = 0; p0 < panels; p0 += each) {
+        const int p = range.backwards ? panels - each - p0 : p0;
         multiply<R, each>(from, {w + p * weights.panel, weights.panel, weights.input}, k1 - k0, first, sums + p * R,
                           i * line < panel_width ? next + (k1 - k0) * i * line : w);
+      }
       if (last) done(Tile{row, panel, R, panels}, sums - last_term * row_block);
     };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../recurrence.h"
+#include "share.h"
 #include "team.h"
 
 namespace lstm_fused::LSTM_FUSED_TARGET {
@@ -17,16 +18,12 @@ class Worker {
   bool start() { return carry_on(barrier.left_alone()); }
   bool meet() { return carry_on(barrier.wait(share.member)); }
 
-  // This worker's rows among the first `all`. Rows are dealt to and fro, 0 1 2 2 1 0 0 1 2 ...: packed ones come with
-  // the longest first, and so everyone gets about as many steps.
+  // This worker's rows among the first `all`, and the j-th of them.
   std::int64_t my_rows(std::int64_t all) const {
-    if (share.row_step == 1) return all;
-    const std::int64_t rounds = all / share.row_step;
-    return rounds + (row(rounds) < all);
+    const std::int64_t *const begin = share.rows, *const end = begin + share.row_count;
+    return begin == end || end[-1] < all ? share.row_count : std::lower_bound(begin, end, all) - begin;
   }
-  std::int64_t row(std::int64_t j) const {
-    return j * share.row_step + (j % 2 ? share.row_step - 1 - share.first_row : share.first_row);
-  }
+  std::int64_t row(std::int64_t j) const { return share.rows[j]; }
 
   Share share;
 

@@ -68,8 +68,9 @@ void run_workers(const Plan& plan, const RecurrenceShape& shape, int panel, int 
   std::vector<std::unique_ptr<Barrier>> barriers;
   for (int i = 0; i < plan.rows; ++i) barriers.push_back(std::make_unique<Barrier>());
   for (const auto& barrier : barriers) barrier->reset(plan.units, 0, 0);  // the least delay breaks the team up
+  const DealtRows rows = deal_rows(shape, plan.rows);
   run_team(plan.threads(), 0, [&](int member, int) {
-    work(share_of(plan, member, shape, panel, outputs), *barriers[member / plan.units]);
+    work(share_of(plan, member, shape, rows, panel, outputs), *barriers[member / plan.units]);
   });
 }
 
@@ -130,7 +131,18 @@ struct Problem {
   }
 
   RecurrenceShape shape() const {
-    return {s.T, s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel, projected, s.P};
+    return {s.T,
+            s.B,
+            s.H,
+            s.P,
+            G,
+            1,
+            sizeof(Compute),
+            kernels.unit_panel,
+            kernels.unit_panel,
+            projected,
+            s.P,
+            sequence.batch_sizes};
   }
 
   void forward() {
