@@ -30,6 +30,7 @@ std::vector<const Compute*> previous_rows(const PlacedSequence& sequence, std::i
 template <class Storage>
 struct BackwardLayer {
   using Compute = compute_t<Storage>;
+  using Rows = MatrixPart<Compute>;
 
   const LayerShape& shape;
   at::TensorList grads;  // of output, h_n, (c_n, c_t by direction); undefined: zero
@@ -49,12 +50,13 @@ struct BackwardLayer {
   const Plan plan = current_plan(recurrence);
 
   std::vector<at::Tensor> kept, packed_here;
+  at::Tensor h_values;  // output in the compute type
   std::deque<std::vector<const Compute*>> kept_rows;
   const std::vector<std::int64_t> places = shape.padded() ? shape.places() : std::vector<std::int64_t>();
   std::vector<at::Tensor> reset_states, d_resets;  // as shape.resets.states; gradients by row [D, B, *], if needed
   std::vector<BackwardArgs<Storage>> args{static_cast<std::size_t>(shape.D)};
   std::vector<Panels<Compute>> input_weights{static_cast<std::size_t>(shape.D)};  // for the gradient of the input
-  std::vector<at::Tensor> d_gates{static_cast<std::size_t>(shape.D)}, d_projected{d_gates}, unprojected{d_gates};
+  std::vector<Rows> d_gates{static_cast<std::size_t>(shape.D)}, d_projected{d_gates}, unprojected{d_gates};
 
   at::Tensor keep(at::Tensor tensor) {
     if (tensor.defined()) kept.push_back(tensor);
@@ -66,8 +68,10 @@ struct BackwardLayer {
     return at::zeros({shape.D, shape.B, width}, compute_options);
   }
 
-  at::Tensor empty_rows(std::int64_t rows, std::int64_t width) const {
-    return allocate({rows, row_stride<Compute>(width)}, compute_options).narrow(1, 0, width);
+  // What backward's kernel leaves in `place`.
+  Rows new_rows(std::int64_t width, std::int64_t ld, Compute*& place) {
+    place = mutable_data<Compute>(keep(allocate({shape.N, ld}, compute_options)));
+    return {place, shape.N, width, ld};
   }
 
   std::vector<at::Tensor> run() {
@@ -86,10 +90,10 @@ struct BackwardLayer {
     }
     for (int d = 0; d < shape.D; ++d) {
       BackwardArgs<Storage>& a = args[d];
-      d_gates[d] = empty_rows(N, shape.S * H);
+      d_gates[d] = new_rows(shape.S * H, row_stride<Compute>(shape.S * H), a.d_gates);
       if (shape.projected) {
-        d_projected[d] = empty_rows(N, P);
-        unprojected[d] = allocate({N, H}, compute_options);
+        d_projected[d] = new_rows(P, row_stride<Compute>(P), a.d_projected);
+        unprojected[d] = new_rows(H, H, a.unprojected);
       }
       a.sequence = sequence(shape, d);
       a.H = H;
@@ -117,9 +121,6 @@ struct BackwardLayer {
       a.dh = mutable_data<Compute>(dh) + d * B * P;
       a.dc = dc.defined() ? mutable_data<Compute>(dc) + d * B * H : nullptr;
       a.need_dh0 = (!states.empty() && needed[1]) || a.d_reset_h;
-      a.d_gates = mutable_data<Compute>(d_gates[d]);
-      a.d_projected = mutable_data<Compute>(d_projected[d]);
-      a.unprojected = mutable_data<Compute>(unprojected[d]);
     }
     if (N > 0) run_recurrence();
     return collect(dh, dc);
@@ -171,20 +172,19 @@ struct BackwardLayer {
   std::vector<at::Tensor> collect(const at::Tensor& dh, const at::Tensor& dc) {
     const std::int64_t gates = shape.G * shape.H;
     std::vector<at::Tensor> results(first_reset() + reset_states.size());
-    const at::Tensor x = to_compute(input);
     if (needed[0]) results[0] = input_gradient();
     for (int d = 0; d < shape.D; ++d) {
       at::Tensor* const result = &results[1 + states.size() + d * shape.weights_per_direction()];
       const auto want = [&](int index) { return needed[result + index - results.data()]; };
       const int last = shape.weights_per_direction() - 1;
-      const at::Tensor d_x = d_gates[d].narrow(1, 0, gates);
+      const Rows d_x = d_gates[d].columns_from(0, gates);
       for (int i = 0; i <= last; ++i)
         if (want(i)) result[i] = sum_for(d * (last + 1) + i);
-      if (want(0)) outer_sum(result[0], d_x, input_rows(x));
-      if (want(1)) recurrent_weight_gradient(d, result[1]);
-      if (shape.bias && want(2)) sum_columns(d_x, result[2]);
-      if (shape.bias && want(3)) recurrent_bias_gradient(d, result[3]);
-      if (shape.projected && want(last)) outer_sum(result[last], d_projected[d], {unprojected[d]});
+      if (want(0)) outer_sum(gradient_in(result[0]), d_x, input_rows());
+      if (want(1)) recurrent_weight_gradient(d, gradient_in(result[1]));
+      if (shape.bias && want(2)) sum_columns(d_x, gradient_in(result[2]));
+      if (shape.bias && want(3)) recurrent_bias_gradient(d, gradient_in(result[3]));
+      if (shape.projected && want(last)) outer_sum(gradient_in(result[last]), d_projected[d], {unprojected[d]});
     }
     for (std::size_t i = 0; i < d_resets.size(); ++i)
       if (d_resets[i].defined()) results[first_reset() + i] = reset_gradient(d_resets[i]);
@@ -200,7 +200,9 @@ struct BackwardLayer {
     std::vector<std::int64_t> sizes = {shape.D, d_rows.size(2)};
     if (samples) sizes.insert(sizes.begin(), samples);
     const at::Tensor gradient = at::empty(sizes, compute_options);
-    for (int d = 0; d < shape.D; ++d) sum_columns(d_rows[d], gradient.select(-2, d));
+    const std::int64_t B = shape.B, width = d_rows.size(2);
+    const Rows all = {data<Compute>(d_rows), shape.D * B, width, width};
+    for (int d = 0; d < shape.D; ++d) sum_columns(all.rows_from(d * B, B), gradient_in(gradient).from(d * width));
     return gradient;
   }
 
@@ -228,8 +230,8 @@ struct BackwardLayer {
     for (int d = 0; d < shape.D; ++d)
       terms.push_back({.K = shape.G * shape.H,
                        .outputs = shape.I,
-                       .rows = data<Compute>(d_gates[d]),
-                       .rows_ld = d_gates[d].stride(0),
+                       .rows = d_gates[d].data,
+                       .rows_ld = d_gates[d].ld,
                        .weights = input_weights[d],
                        .out = mutable_data<Compute>(d_input),
                        .places = shape.padded() ? places.data() : nullptr,
@@ -259,96 +261,107 @@ struct BackwardLayer {
     for (std::int64_t sample = 0; sample < count; ++sample) f(sample, count);
   }
 
-  // A factor of an outer sum: [N, columns], or `rows` in its place, each of so many columns.
-  struct Right {
-    at::Tensor matrix;
-    const std::vector<const Compute*>* rows = nullptr;
-  };
+  // Where a gradient goes, and from there to that of the next sample.
+  struct Gradient {
+    Compute* data;
+    std::int64_t of_sample;
 
-  // The input's rows in the order of d_gates'.
-  Right input_rows(const at::Tensor& x) {
-    if (!shape.padded()) return {x};
-    const Compute* const first = data<Compute>(keep(x));
-    std::vector<const Compute*>& rows = kept_rows.emplace_back();
-    for (const std::int64_t place : places) rows.push_back(first + place * shape.I);
-    return {{}, &rows};
+    Gradient from(std::int64_t element) const { return {data + element, of_sample}; }
+  };
+  Gradient gradient_in(const at::Tensor& tensor) const {
+    return {mutable_data<Compute>(tensor), tensor.numel() / std::max<std::int64_t>(samples, 1)};
   }
 
-  // out [(samples), rows, outputs] = left [N, rows]^T right [N, outputs], and the same of a second pair if there is
-  // one.
-  void outer_sum(const at::Tensor& out, const at::Tensor& left, const Right& right, const at::Tensor& left2 = {},
+  // A factor of an outer sum; each of its rows lies where `rows` says, if given.
+  struct Right {
+    Rows matrix;
+    const std::vector<const Compute*>* rows = nullptr;
+  };
+  Right gathered(std::vector<const Compute*> rows, std::int64_t columns) {
+    const std::vector<const Compute*>& own = kept_rows.emplace_back(std::move(rows));
+    return {{nullptr, static_cast<std::int64_t>(own.size()), columns, 0}, &own};
+  }
+
+  // The input's rows in the order of d_gates'.
+  Right input_rows() {
+    const Compute* const first = data<Compute>(keep(to_compute(input)));
+    if (!shape.padded()) return {{first, shape.N, shape.I, shape.I}};
+    std::vector<const Compute*> rows;
+    for (const std::int64_t place : places) rows.push_back(first + place * shape.I);
+    return gathered(std::move(rows), shape.I);
+  }
+
+  // out [rows, outputs] = left [N, rows]^T right [N, outputs], and the same of a second pair if there is one.
+  void outer_sum(const Gradient& out, const Rows& left, const Right& right, const Rows& left2 = {},
                  const Right& right2 = {}) {
-    keep(right.matrix);
-    keep(right2.matrix);
     for_samples([&](std::int64_t sample, std::int64_t count) {
       std::vector<OuterSumArgs<Compute>> terms;
       for (const auto& [l, r] : {std::tie(left, right), std::tie(left2, right2)}) {
-        if (!l.defined() || l.size(0) == 0) continue;
-        OuterSumArgs<Compute> term{.N = l.size(0) / count,
-                                   .outputs = out.size(-1),
-                                   .left = data<Compute>(l) + sample * l.stride(0),
-                                   .left_ld = count * l.stride(0),
-                                   .out = mutable_data<Compute>(out) + sample * out.stride(0),
+        if (l.rows == 0) continue;
+        OuterSumArgs<Compute> term{.N = l.rows / count,
+                                   .outputs = r.matrix.columns,
+                                   .left = l.data + sample * l.ld,
+                                   .left_ld = count * l.ld,
+                                   .out = out.data + sample * out.of_sample,
                                    .add = !first_part || !terms.empty()};
         if (r.rows) {
           term.right_rows = r.rows->data() + sample;
           term.right_ld = count;
         } else {
-          term.right = data<Compute>(r.matrix) + sample * r.matrix.stride(0);
-          term.right_ld = count * r.matrix.stride(0);
+          term.right = r.matrix.data + sample * r.matrix.ld;
+          term.right_ld = count * r.matrix.ld;
         }
         terms.push_back(term);
       }
-      if (!terms.empty()) sums.outer_sum(out.size(-2), terms, count);
+      if (!terms.empty()) sums.outer_sum(left.columns, terms, count);
+      else if (first_part)
+        std::fill_n(out.data + sample * out.of_sample, left.columns * right.matrix.columns, Compute(0));
     });
-    if (first_part && left.size(0) == 0 && !(left2.defined() && left2.size(0) > 0)) out.zero_();
   }
 
-  void sum_columns(const at::Tensor& matrix, const at::Tensor& out) {
+  void sum_columns(const Rows& matrix, const Gradient& out) {
     for_samples([&](std::int64_t sample, std::int64_t count) {
-      sums.sum_columns(matrix.size(0) / count, matrix.size(1), data<Compute>(matrix) + sample * matrix.stride(0),
-                       count * matrix.stride(0), mutable_data<Compute>(out) + sample * out.stride(0));
+      sums.sum_columns(matrix.rows / count, matrix.columns, matrix.data + sample * matrix.ld, count * matrix.ld,
+                       out.data + sample * out.of_sample);
     });
   }
 
-  void recurrent_bias_gradient(int d, const at::Tensor& gradient) {
+  void recurrent_bias_gradient(int d, const Gradient& out) {
     const std::int64_t H = shape.H;
     for_recurrent_runs([&](int row, int column, int count) {
-      sum_columns(d_gates[d].narrow(1, column * H, count * H), gradient.narrow(-1, row * H, count * H));
+      sum_columns(d_gates[d].columns_from(column * H, count * H), out.from(row * H));
     });
   }
 
   // dU = sum over t of dgates_t^T h_{t-1}
-  void recurrent_weight_gradient(int d, const at::Tensor& dU) {
-    const std::int64_t B = shape.B, H = shape.H, P = shape.P, N = shape.N;
-    const bool reverse = args[d].sequence.reverse, cut = shape.batch_sizes || args[d].resets;
-    const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0].select(0, d));
-    at::Tensor h = output.reshape({-1, shape.D * P}).narrow(1, d * P, P).to(compute_options.dtype());
-    at::Tensor d_g = d_gates[d], d_first;
-    if (cut) {
-      kept_rows.push_back(rows_before(d, keep(h), keep(h0)));
+  void recurrent_weight_gradient(int d, const Gradient& dU) {
+    const std::int64_t B = shape.B, H = shape.H, P = shape.P, N = shape.N, ld = shape.D * P;
+    const bool reverse = args[d].sequence.reverse;
+    const Compute* const h0 = states.empty() ? nullptr : data<Compute>(keep(to_compute(states[0]))) + d * B * P;
+    if (!h_values.defined()) h_values = to_compute(output);
+    const Compute* const h = data<Compute>(h_values) + d * P;
+    Right before;
+    Rows d_g = d_gates[d], d_first = d_g.rows_from(0, 0);
+    if (shape.batch_sizes || args[d].resets) {
+      before = gathered(rows_before(d, h, ld, h0), P);
     } else {
-      d_first = d_g.narrow(0, reverse ? N - B : 0, B);
-      d_g = d_g.narrow(0, reverse ? 0 : B, N - B);
-      h = h.narrow(0, reverse ? B : 0, N - B);
+      before = {Rows{h, N, P, ld}.rows_from(reverse ? B : 0, N - B)};
+      d_first = d_g.rows_from(reverse ? N - B : 0, h0 ? B : 0);
+      d_g = d_g.rows_from(reverse ? 0 : B, N - B);
     }
     for_recurrent_runs([&](int row, int column, int count) {
-      const at::Tensor part = dU.narrow(-2, row * H, count * H);
-      const auto columns = [&](const at::Tensor& rows) { return rows.narrow(1, column * H, count * H); };
-      if (cut) outer_sum(part, columns(d_g), {{}, &kept_rows.back()});
-      else if (h0.defined()) outer_sum(part, columns(d_g), {h}, columns(d_first), {h0});
-      else outer_sum(part, columns(d_g), {h});
+      outer_sum(dU.from(row * H * P), d_g.columns_from(column * H, count * H), before,
+                d_first.columns_from(column * H, count * H), {{h0, B, P, P}});
     });
   }
 
-  std::vector<const Compute*> rows_before(int d, const at::Tensor& h, const at::Tensor& h0) {
+  std::vector<const Compute*> rows_before(int d, const Compute* h, std::int64_t ld, const Compute* h0) {
     const std::int64_t P = shape.P;
-    const auto or_zeros = [&](const at::Tensor& state, std::int64_t rows) {
-      return data<Compute>(keep(state.defined() ? state : at::zeros({rows, P}, compute_options)));
-    };
-    const at::Tensor reset = reset_states.empty() ? at::Tensor() : to_compute(reset_states[0].select(0, d));
-    return previous_rows(args[d].sequence, P, args[d].resets, data<Compute>(h), h.stride(0), or_zeros(h0, shape.B),
-                         or_zeros(reset, 1));
+    const auto zeros = [&](std::int64_t rows) { return data<Compute>(keep(at::zeros({rows, P}, compute_options))); };
+    if (!h0) h0 = zeros(shape.B);
+    const Compute* const reset =
+        reset_states.empty() ? zeros(1) : data<Compute>(keep(to_compute(reset_states[0]))) + d * P;
+    return previous_rows(args[d].sequence, P, args[d].resets, h, ld, h0, reset);
   }
 };
 

@@ -235,8 +235,9 @@ std::vector<at::Tensor> layer_forward(const LayerShape& shape, const at::Tensor&
                                       at::TensorList weights, Save save, at::TensorList packed) {
   if (single_step(shape) && save != Save::gates_alone) {
     std::vector<at::Tensor> results = step_forward(shape, input, states, weights, save);
-    const at::Tensor output = at::empty(shape.output_sizes(), input.options());
-    output.view({shape.B, shape.D, shape.H}).copy_(results[0].transpose(0, 1));
+    const at::Tensor& h_n = results[0];
+    const at::Tensor output =
+        shape.D == 1 ? h_n.clone() : h_n.transpose(0, 1).clone(at::MemoryFormat::Contiguous).view(shape.output_sizes());
     results.insert(results.begin(), output);
     return results;
   }

@@ -10,6 +10,17 @@
 
 namespace lstm_fused {
 
+// Some rows and columns of a matrix whose rows are `ld` apart. (Tensors could say this, too; but a layer of a few steps
+// would spend more time on making them than on its kernels.)
+template <class Compute>
+struct MatrixPart {
+  const Compute* data = nullptr;
+  std::int64_t rows = 0, columns = 0, ld = 0;
+
+  MatrixPart rows_from(std::int64_t begin, std::int64_t count) const { return {data + begin * ld, count, columns, ld}; }
+  MatrixPart columns_from(std::int64_t begin, std::int64_t count) const { return {data + begin, rows, count, ld}; }
+};
+
 template <class Storage>
 class LayerSums {
   using Compute = compute_t<Storage>;
