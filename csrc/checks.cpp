@@ -202,6 +202,7 @@ std::vector<std::int64_t> LayerShape::output_sizes() const {
 
 std::vector<std::int64_t> LayerShape::places() const {
   std::vector<std::int64_t> result;
+  result.reserve(N);
   for (std::int64_t t = 0; t < T; ++t)
     for (std::int64_t b = 0; b < batch_sizes[t]; ++b) result.push_back(t * B + columns[b]);
   return result;

@@ -287,6 +287,7 @@ struct BackwardLayer {
     const Compute* const first = data<Compute>(keep(to_compute(input)));
     if (!shape.padded()) return {{first, shape.N, shape.I, shape.I}};
     std::vector<const Compute*> rows;
+    rows.reserve(places.size());
     for (const std::int64_t place : places) rows.push_back(first + place * shape.I);
     return gathered(std::move(rows), shape.I);
   }
