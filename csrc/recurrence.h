@@ -26,9 +26,10 @@ struct Float16 {
 template <class Storage>
 using compute_t = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
 
-// Clips at this are none.
+// Clips at this are none, and there are never so many rows.
 template <class Compute>
 constexpr Compute no_clip = std::numeric_limits<Compute>::infinity();
+inline constexpr std::int64_t unlimited = std::numeric_limits<std::int64_t>::max();
 
 // Which data rows belong to which step. The rows of a step are a prefix of the batch.
 struct Sequence {
@@ -101,9 +102,10 @@ struct ForwardArgs {
   const Compute* reset_h = nullptr;      // [P], the state of rows that begin anew; null: zero
   const Compute* reset_c = nullptr;      // [H]; null: zero
   std::int64_t chunk_steps = 1;          // steps whose W x is computed together
+  std::int64_t rows_in_step = unlimited; // a worker with so many rows in a step multiplies their W x within it
   bool gates_in_place = false;           // W x stands where the saved gates will: input_gates is saved
-  Compute* input_gates = nullptr;        // [N, input_ld] in place, else [chunk_steps * B, input_ld]; null: W x is
-                                         // multiplied within its step
+  Compute* input_gates = nullptr;        // [N, input_ld] in place, else [chunk_steps * B, input_ld]; null: all W x
+                                         // is multiplied within its step
   std::int64_t input_ld = 0;
   Storage* saved = nullptr;              // [N, S*H], may be the memory of input_gates; null: not kept
   Compute* cells = nullptr;              // [N, H]: c_t; null: not kept

@@ -5,7 +5,6 @@ Shapes: as in ``functional``.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -89,10 +88,15 @@ def _sequence(
         if _onnx.exporting():
             raise _onnx.unsupported("a PackedSequence", "pass the padded batch and lengths=")
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        _checks.packed(cell, data, batch_sizes, states, weights, L, bidirectional)
+        if L > 1 or states:
+            _checks.packed(cell, data, batch_sizes, states, weights, L, bidirectional)
         if sorted_indices is not None:
             states = [s.index_select(1, sorted_indices) for s in states]
-        rows, states = _layers(cell, data, states, weights, batch_sizes, options)
+        try:
+            rows, states = _layers(cell, data, states, weights, batch_sizes, options)
+        except RuntimeError:  # as below
+            _checks.packed(cell, data, batch_sizes, states, weights, L, bidirectional)
+            raise
         if unsorted_indices is not None:
             states = [s.index_select(1, unsorted_indices) for s in states]
         return [PackedSequence(r, batch_sizes, sorted_indices, unsorted_indices) for r in rows], states
@@ -147,8 +151,10 @@ def _segments(
     L, bidirectional = options.num_layers, options.layer.bidirectional
     alone = _alone(input, options, batch_first, lengths, resets, reset_state)
     if alone and L == 1:
-        with contextlib.suppress(RuntimeError):  # as in _sequence: what the operator refuses is then put into words
+        try:
             return _batched(cell, input, states, weights, options, batch_first, *alone)
+        except RuntimeError:  # as in _sequence: what the operator refuses is then put into words
+            pass
     _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
     if _onnx.exporting():

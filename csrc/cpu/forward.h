@@ -104,6 +104,8 @@ class Forward : Worker {
     return a.input_gates + first * a.input_ld;
   }
 
+  bool input_in_step(std::int64_t t) const { return !a.input_gates || my_rows(a.sequence.active(t)) >= a.rows_in_step; }
+
   // W x of this worker's rows and units for the steps of a chunk. Rows of several steps go together, so that W is read
   // once for many of them. Nobody else reads the result, so there is nothing to wait for.
   void multiply_input(std::int64_t chunk_end) {
@@ -124,6 +126,7 @@ class Forward : Worker {
     };
     for (std::int64_t step = chunk_begin; step < chunk_end; ++step) {
       const std::int64_t t = a.sequence.time(step);
+      if (input_in_step(t)) continue;
       for (std::int64_t j = 0; j < my_rows(a.sequence.active(t)); ++j) {
         source[count] = a.input + a.sequence.place(t, row(j)) * a.I;
         result[count] = input_gates(step) + row(j) * a.input_ld;
@@ -154,7 +157,7 @@ class Forward : Worker {
       __builtin_prefetch(h1 + b * h_ld + unit, 1);
       __builtin_prefetch(a.output + a.sequence.place(t, b) * a.output_ld + unit, 1);
     };
-    if (!a.input_gates) {
+    if (input_in_step(t)) {
       const std::int64_t offset = a.sequence.offset(t);
       run(
           [&](std::int64_t j, std::int64_t panel) {

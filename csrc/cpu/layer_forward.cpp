@@ -176,8 +176,8 @@ struct ForwardLayer {
   void allocate_input_gates(ForwardArgs<Storage>& a) {
     const std::int64_t rows = std::max<std::int64_t>(shape.B, 1);
     a.chunk_steps = std::max<std::int64_t>(1, std::min(shape.T, chunk_rows * plan.rows / rows));
-    const double rows_of_a_step = static_cast<double>(shape.N) / static_cast<double>(shape.T);
-    if (input_in_step(recurrence, this_machine(plan.threads()), plan, shape.I, rows_of_a_step)) return;
+    a.rows_in_step = rows_for_input_in_step(recurrence, this_machine(plan.threads()), plan, shape.I);
+    if (!shape.batch_sizes && rows / plan.rows >= a.rows_in_step) return;
     if constexpr (same_type) {
       if (save >= Save::gates) {
         a.gates_in_place = true;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "team.h"
 
@@ -102,14 +103,13 @@ Plan choose_plan(const RecurrenceShape& s, const Machine& machine, const std::st
   return best;
 }
 
-bool input_in_step(const RecurrenceShape& s, const Machine& machine, const Plan& plan, std::int64_t inputs,
-                   double rows_of_a_step) {
+std::int64_t rows_for_input_in_step(const RecurrenceShape& s, const Machine& machine, const Plan& plan,
+                                    std::int64_t inputs) {
   constexpr double independent_sums = 16;  // with fewer a product waits for its own multiply-adds
   constexpr double per_input = 0.6;        // rows that repay a cycle of reading for each input; fitted to times
-  const double rows = rows_of_a_step / plan.rows;
   const double bytes = static_cast<double>(s.hidden * s.gates * (inputs + s.recurrent)) / plan.units * s.element_bytes;
   const double worthwhile = per_input * static_cast<double>(inputs) / bytes_per_cycle(machine, bytes);
-  return rows >= std::max(independent_sums / s.gates, worthwhile);
+  return static_cast<std::int64_t>(std::ceil(std::max(independent_sums / s.gates, worthwhile)));
 }
 
 double product_ns(double multiply_adds, int lanes) { return multiply_adds / lanes / 1.8 / cycles_per_ns; }

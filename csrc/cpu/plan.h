@@ -43,10 +43,10 @@ double estimate(const RecurrenceShape& shape, const Machine& machine, const Plan
 // The plan of least estimated time, or the one that `forced` names: "rows", "units" or "serial".
 Plan choose_plan(const RecurrenceShape& shape, const Machine& machine, const std::string& forced);
 
-// Whether W x is best computed in every step, beside U h, and not for several steps ahead: where so many rows share a
-// reading of W that this costs less than W x on its way through memory.
-bool input_in_step(const RecurrenceShape& shape, const Machine& machine, const Plan& plan, std::int64_t inputs,
-                   double rows_of_a_step);
+// From how many of a worker's rows on W x is best computed in their step, beside U h, and not for several steps ahead:
+// where so many rows share a reading of W that this costs less than W x on its way through memory.
+std::int64_t rows_for_input_in_step(const RecurrenceShape& shape, const Machine& machine, const Plan& plan,
+                                    std::int64_t inputs);
 
 // How long workers wait for one another before they take the missing one to have lost its core. `apart_ns` is what one
 // of them does between two meetings beside a step: packing, or the input's product.

@@ -181,6 +181,7 @@ struct Problem {
     if constexpr (std::is_same_v<Storage, Compute>) args.input_gates = in_place ? saved.data() : gates.data();
     else args.input_gates = gates.data();
     if (in_step) args.input_gates = nullptr;
+    if (s.ragged) args.rows_in_step = 3;
     args.input_ld = (in_place ? S : G) * s.H;
     args.saved = saved.data();
     args.cells = cells.data();
