@@ -131,18 +131,10 @@ struct Problem {
   }
 
   RecurrenceShape shape() const {
-    return {s.T,
-            s.B,
-            s.H,
-            s.P,
-            G,
-            1,
-            sizeof(Compute),
-            kernels.unit_panel,
-            kernels.unit_panel,
-            projected,
-            s.P,
-            sequence.batch_sizes};
+    RecurrenceShape shape = {s.T,       s.B, s.H, s.P, G, 1, sizeof(Compute), kernels.unit_panel, kernels.unit_panel,
+                             projected, s.P};
+    shape.batch_sizes = sequence.batch_sizes;
+    return shape;
   }
 
   void forward() {
