@@ -106,6 +106,7 @@ TORCH_HEADERS = [flag for path in cpp_extension.include_paths(DEVICE) for flag i
 CXX_FLAGS = [
     "-std=c++20",
     "-O3",
+    "-ffp-contract=fast",  # g++'s default; clang would make one operation of a product and a sum in some kernels only
     "-g0",  # Python's own flags ask for debug information, which takes as long as all else and is stripped
     "-fvisibility=hidden",
     "-Wall",
