@@ -1,5 +1,5 @@
 """Builds lstm_fused/_C.so: plain C++ against libtorch, without pybind11 and without libpython; with CUDA kernels where
-torch is a CUDA build and nvcc is found.
+torch is a CUDA build and nvcc is found. And _direct, by which Python calls it.
 
 LSTM_FUSED_CUDA=0|1|auto says whether CUDA kernels are to be built: never, or else an error, or where that is possible.
 TORCH_CUDA_ARCH_LIST names the architectures ("8.0;9.0+PTX"), by default all that the kernels are tested to compile for.
@@ -117,20 +117,29 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden"]
 NVCC_FLAGS += [] if WHY_NO_CUDA else [*smallest(), *code_for(ARCHITECTURES)]
 
+
+def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
+    return Extension(
+        f"lstm_fused.{name}",
+        sources,
+        define_macros=[("LSTM_FUSED_WHY_NO_CUDA", f'"{WHY_NO_CUDA}"') if WHY_NO_CUDA else ("LSTM_FUSED_CUDA", "1")],
+        library_dirs=cpp_extension.library_paths(DEVICE),
+        libraries=["c10", "torch", "torch_cpu", *libraries],
+        extra_compile_args={"cxx": [*CXX_FLAGS, *TORCH_HEADERS], "nvcc": NVCC_FLAGS},
+        extra_link_args=["-Wl,-s"],
+    )
+
+
+class Build(cpp_extension.BuildExtension):
+    """Names what is of one version of Python by that version, and only that."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        self.no_python_abi_suffix = fullname.endswith("_C")
+        return str(super().get_ext_filename(fullname))
+
+
+kernels = (SOURCES, []) if WHY_NO_CUDA else (SOURCES + CUDA_SOURCES, ["c10_cuda", "cudart"])
 setup(
-    ext_modules=[
-        Extension(
-            "lstm_fused._C",
-            SOURCES if WHY_NO_CUDA else SOURCES + CUDA_SOURCES,
-            define_macros=[("LSTM_FUSED_WHY_NO_CUDA", f'"{WHY_NO_CUDA}"') if WHY_NO_CUDA else ("LSTM_FUSED_CUDA", "1")],
-            library_dirs=cpp_extension.library_paths(DEVICE),
-            libraries=["c10", "torch", "torch_cpu"] + ([] if WHY_NO_CUDA else ["c10_cuda", "cudart"]),
-            extra_compile_args={
-                "cxx": [*CXX_FLAGS, *TORCH_HEADERS],
-                "nvcc": NVCC_FLAGS,
-            },
-            extra_link_args=["-Wl,-s"],
-        )
-    ],
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True, use_ninja=True)},
+    ext_modules=[extension("_C", *kernels), extension("_direct", ["csrc/python/direct.cpp"], ["torch_python"])],
+    cmdclass={"build_ext": Build.with_options(use_ninja=True)},
 )

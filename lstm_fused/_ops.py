@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -43,11 +44,39 @@ def _load() -> None:
 
 
 _load()
-_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.layer.default
+try:
+    from . import _direct
+except ImportError as error:
+    _direct = None  # type: ignore[assignment]
+    warnings.warn(
+        f"lstm_fused: its binding for this Python ({Path(__file__).parent / '_direct.*'}) is missing or does not load. "
+        "Every call takes some microseconds more, by way of torch.ops. Build again with this Python and this torch "
+        f"installed. Python said: {error}",
+        stacklevel=2,
+    )
+
+
+def _direct_call(name: str) -> Callable[..., list[Tensor] | None]:
+    """The operator as ``csrc/python/direct.cpp`` calls it; it answers None where the call is one for ``torch.ops``."""
+    return getattr(_direct, name, lambda *_: None)
+
+
+def _call(name: str) -> Callable[..., list[Tensor]]:
+    """The operator, called on the shortest way."""
+    direct, operator = _direct_call(name), getattr(torch.ops.lstm_fused, name).default
+
+    def call(*arguments: Any) -> list[Tensor]:
+        if not torch.compiler.is_compiling() and (results := direct(*arguments)):
+            return results
+        return cast("list[Tensor]", operator(*arguments))
+
+    return call
+
+
+direct_layer, direct_step, direct_reorder = (_direct_call(name) for name in ("layer", "step", "reorder"))
+_layer, _step, _packed_layer = _call("layer"), _call("step"), _call("packed_layer")
 _forward: Callable[..., list[Tensor]] = torch.ops.lstm_fused.forward.default
-_step: Callable[..., list[Tensor]] = torch.ops.lstm_fused.step.default
 _pack: Callable[..., list[Tensor]] = torch.ops.lstm_fused.pack.default
-_packed_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.packed_layer.default
 _segments: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = torch.ops.lstm_fused.segments.default
 _take_rows: Callable[..., Tensor] = torch.ops.lstm_fused.take_rows.default
 _put_rows: Callable[..., Tensor] = torch.ops.lstm_fused.put_rows.default

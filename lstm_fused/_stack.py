@@ -49,7 +49,10 @@ def run(
     resets: Tensor | None = None,
     reset_state: Any = None,
 ) -> Any:
-    """``lstm`` or ``gru``, for the modules: a single time step is short, and so should be the way to it."""
+    """``lstm`` or ``gru``, for the modules."""
+    result = _one_layer(cell, input, hx, weights, options, batch_first, lengths, resets, reset_state)
+    if result:
+        return result
     states = _states(cell, hx, "hx")
     if lengths is None and resets is None and reset_state is None:
         rows, final = _sequence(cell, input, states, weights, options, batch_first)
@@ -63,10 +66,77 @@ def run(
     return rows[0], final_hx, *(rows[1 + kind :: kinds] for kind in range(kinds))
 
 
-def _states(cell: str, hx: Any, argument: str) -> Sequence[Tensor]:
+def _one_layer(
+    cell: str,
+    input: Any,
+    hx: Any,
+    weights: Sequence[Tensor],
+    options: Options,
+    batch_first: bool,
+    lengths: Any,
+    resets: Any,
+    reset_state: Any,
+) -> Any:
+    """``run`` of one layer and no more, in as few steps as can be: a single time step is short, and so should be the
+    way to it. None where there is more, or where the operator refuses: ``run`` then puts that into torch's words.
+    """
+    L, _, layer, packed, return_cells, return_gates = options
+    if L != 1 or packed or return_cells or return_gates or _is_any_autocast_enabled() or torch.compiler.is_compiling():
+        return None
+    if type(input) is PackedSequence:
+        only = hx is None and lengths is None and resets is None and reset_state is None
+        return _one_packed_layer(cell, input, weights, layer) if only else None
+    states = _plain_states(cell, hx)
+    if states is None or type(input) is not Tensor or input.dim() != 3:
+        return None
+    cuts: tuple[Tensor, ...] = ()
+    if resets is not None or reset_state is not None:
+        restart = _plain_states(cell, reset_state)
+        if restart is None or type(resets) is not Tensor or resets.dim() != 2 or lengths is not None:
+            return None
+        cuts = (resets.t() if batch_first else resets, *restart)
+    elif lengths is not None and (layer.recompute or type(lengths) is not Tensor or not lengths.is_cpu):
+        return None
+    x = input.transpose(0, 1) if batch_first else input
+    try:
+        found = _ops.direct_layer(cell, x, states, weights, lengths, *layer, *cuts)
+    except RuntimeError:
+        return None
+    if not found:
+        return None
+    output = found[0].transpose(0, 1) if batch_first else found[0]
+    return output, found[1] if cell == "gru" else (found[1], found[2])
+
+
+def _one_packed_layer(cell: str, input: PackedSequence, weights: Sequence[Tensor], options: LayerOptions) -> Any:
+    """The same on packed input."""
+    data, batch_sizes, sorted_indices, unsorted_indices = input
+    try:
+        found = _ops.direct_layer(cell, data, (), weights, batch_sizes, *options)
+    except RuntimeError:
+        return None
+    if not found:
+        return None
+    finals, order = found[1:], unsorted_indices
+    if order is not None:
+        finals = _ops.direct_reorder(finals, order) or [state.index_select(1, order) for state in finals]
+    output = PackedSequence(found[0], batch_sizes, sorted_indices, order)
+    return output, finals[0] if cell == "gru" else tuple(finals)
+
+
+def _plain_states(cell: str, hx: Any) -> tuple[Tensor, ...] | None:
+    """``hx`` as operators take states; None where it is no pair."""
     if hx is None:
         return ()
-    return _checks.pair("lstm", hx, argument) if cell == "lstm" else (hx,)
+    if cell == "gru":
+        return (hx,)
+    return hx if type(hx) is tuple and len(hx) == 2 else None
+
+
+def _states(cell: str, hx: Any, argument: str, caller: str = "lstm") -> Sequence[Tensor]:
+    if hx is None:
+        return ()
+    return _checks.pair(caller, hx, argument) if cell == "lstm" else (hx,)
 
 
 # What _sequence, _batched, _segments and _layers return: the output, followed by what else has a row for each step and
@@ -94,20 +164,12 @@ def _sequence(
             states = [s.index_select(1, sorted_indices) for s in states]
         try:
             rows, states = _layers(cell, data, states, weights, batch_sizes, options)
-        except RuntimeError:  # as below
+        except RuntimeError:  # what the operator refuses is put into words
             _checks.packed(cell, data, batch_sizes, states, weights, L, bidirectional)
             raise
         if unsorted_indices is not None:
             states = [s.index_select(1, unsorted_indices) for s in states]
         return [PackedSequence(r, batch_sizes, sorted_indices, unsorted_indices) for r in rows], states
-
-    if L == 1 and isinstance(input, Tensor) and input.dim() == 3:
-        # One layer, the path of streaming: the operator checks; what it refuses is then put into torch's words.
-        try:
-            return _batched(cell, input, states, weights, options, batch_first)
-        except RuntimeError:
-            _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
-            raise
 
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
     if input.dim() == 3:
@@ -150,11 +212,6 @@ def _segments(
     """
     L, bidirectional = options.num_layers, options.layer.bidirectional
     alone = _alone(input, options, batch_first, lengths, resets, reset_state)
-    if alone and L == 1:
-        try:
-            return _batched(cell, input, states, weights, options, batch_first, *alone)
-        except RuntimeError:  # as in _sequence: what the operator refuses is then put into words
-            pass
     _checks.padded(cell, input, lengths, resets, reset_state, weights, L, bidirectional)
     _checks.sequence(cell, input, states, weights, L, bidirectional, batch_first)
     if _onnx.exporting():
@@ -219,7 +276,7 @@ def _host(tensor: Tensor | None) -> Tensor | None:
 
 def stays_on_device(lengths: Tensor) -> bool:
     """Whether their values are left where they are, and nothing waits for them."""
-    return lengths.device.type == "cuda" and not torch._C._are_functorch_transforms_active()
+    return lengths.is_cuda and not torch._C._are_functorch_transforms_active()
 
 
 def _zero_states(cell: str, x: Tensor, weights: Sequence[Tensor], L: int, bidirectional: bool) -> Sequence[Tensor]:
@@ -280,8 +337,20 @@ def _layers(
     return [x, *rows], [torch.cat(s) for s in zip(*final, strict=True)]
 
 
-def step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor]:
+def step(cell: str, input: Tensor, hx: Any, weights: Sequence[Tensor]) -> Sequence[Tensor]:
     """One time step of ``input`` [B, I] or [I], for the cells: the new states."""
+    # The way of streams, as short as can be. What it does not take, or the operator refuses, goes on below.
+    states = _plain_states(cell, hx)
+    if states is not None and type(input) is Tensor and input.dim() == 2 and not _is_any_autocast_enabled():
+        try:
+            if not torch.compiler.is_compiling() and (new := _ops.direct_step(cell, input, states, weights)):
+                return new
+        except RuntimeError:
+            pass
+    return _any_step(cell, input, _states(cell, hx, "hx", "lstm_cell"), weights)
+
+
+def _any_step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor]:
     if _onnx.exporting() and input.dim() == 2:
         _checks.step(cell, input, states, weights)
         _, *finals = _onnx.layer(
@@ -303,7 +372,7 @@ def step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[T
             raise
 
     _checks.step(cell, input, states, weights)
-    unbatched = step(cell, input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights)
+    unbatched = _any_step(cell, input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights)
     return [s.squeeze(0) for s in unbatched]
 
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _checks
 from ._stack import LayerOptions, Options, Packed, run, step
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
@@ -154,7 +153,7 @@ def lstm_cell(input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Sequence
     Returns:
         (h_1, c_1), shaped as ``hx``. Autocast and errors: as for ``lstm``.
     """
-    h_1, c_1 = step("lstm", input, () if hx is None else _checks.pair("lstm_cell", hx), weights)
+    h_1, c_1 = step("lstm", input, hx, weights)
     return h_1, c_1
 
 
@@ -169,4 +168,4 @@ def gru_cell(input: Tensor, hx: Tensor | None, weights: Sequence[Tensor]) -> Ten
     Returns:
         h_1, shaped as ``hx``. Autocast and errors: as for ``lstm``.
     """
-    return step("gru", input, () if hx is None else (hx,), weights)[0]
+    return step("gru", input, hx, weights)[0]

@@ -81,6 +81,17 @@ def test_missing_kernels_are_explained(tmp_path: Path) -> None:
     assert "pip install" in message
 
 
+def test_with_a_binding_of_another_build_calls_go_through_torch_ops(tmp_path: Path) -> None:
+    source = Path(lstm_fused.__file__).parent
+    shutil.copytree(source, tmp_path / "lstm_fused", ignore=shutil.ignore_patterns("__pycache__"))
+    for binding in (tmp_path / "lstm_fused").glob("_direct*.so"):
+        binding.write_bytes(b"not a library")
+    code = "import torch, lstm_fused as l; l.LSTMCell(2, 3)(torch.ones(1, 2)); l.GRU(2, 3)(torch.ones(4, 1, 2))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "binding for this Python" in result.stderr and "Build again" in result.stderr
+
+
 def test_kernels_of_another_build_are_explained(tmp_path: Path) -> None:
     message = import_error(tmp_path, b"not a library")
     assert message.startswith("ImportError: lstm_fused:")

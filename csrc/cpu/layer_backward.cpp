@@ -1,6 +1,3 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include "../cells/all_cells.h"
 #include "layer_sums.h"
 #include "memory.h"
@@ -65,7 +62,7 @@ struct BackwardLayer {
 
   at::Tensor state_gradient(std::size_t index, std::int64_t width) {
     if (grads[index].defined()) return to_compute(grads[index]).clone();
-    return at::zeros({shape.D, shape.B, width}, compute_options);
+    return allocate_zeros({shape.D, shape.B, width}, compute_options);
   }
 
   // What backward's kernel leaves in `place`.
@@ -85,7 +82,7 @@ struct BackwardLayer {
     for (std::size_t i = 0; i < shape.resets.states.size(); ++i) {
       const at::Tensor& state = shape.resets.states[i];
       reset_states.push_back(i == 0 ? state.contiguous() : to_compute(state));
-      d_resets.push_back(needed[first_reset() + i] ? at::zeros({shape.D, B, i == 0 ? P : H}, compute_options)
+      d_resets.push_back(needed[first_reset() + i] ? allocate_zeros({shape.D, B, i == 0 ? P : H}, compute_options)
                                                    : at::Tensor());
     }
     for (int d = 0; d < shape.D; ++d) {
@@ -199,7 +196,7 @@ struct BackwardLayer {
   at::Tensor reset_gradient(const at::Tensor& d_rows) {
     std::vector<std::int64_t> sizes = {shape.D, d_rows.size(2)};
     if (samples) sizes.insert(sizes.begin(), samples);
-    const at::Tensor gradient = at::empty(sizes, compute_options);
+    const at::Tensor gradient = allocate(sizes, compute_options);
     const std::int64_t B = shape.B, width = d_rows.size(2);
     const Rows all = {data<Compute>(d_rows), shape.D * B, width, width};
     for (int d = 0; d < shape.D; ++d) sum_columns(all.rows_from(d * B, B), gradient_in(gradient).from(d * width));
@@ -358,7 +355,9 @@ struct BackwardLayer {
 
   std::vector<const Compute*> rows_before(int d, const Compute* h, std::int64_t ld, const Compute* h0) {
     const std::int64_t P = shape.P;
-    const auto zeros = [&](std::int64_t rows) { return data<Compute>(keep(at::zeros({rows, P}, compute_options))); };
+    const auto zeros = [&](std::int64_t rows) {
+      return data<Compute>(keep(allocate_zeros({rows, P}, compute_options)));
+    };
     if (!h0) h0 = zeros(shape.B);
     const Compute* const reset =
         reset_states.empty() ? zeros(1) : data<Compute>(keep(to_compute(reset_states[0]))) + d * P;

@@ -1,6 +1,3 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
 
 #include "layer.h"
@@ -115,11 +112,11 @@ struct ForwardLayer {
     const auto& [T, B, I, H, P] = std::tie(shape.T, shape.B, shape.I, shape.H, shape.P);
     const bool gates_alone = save == Save::gates_alone;
     const at::Tensor output = gates_alone ? at::Tensor() : allocate(shape.output_sizes(), storage_options);
-    const at::Tensor h_n = gates_alone ? at::Tensor() : at::empty({shape.D, B, P}, compute_options);
-    const at::Tensor c_n = shape.states == 2 ? at::empty({shape.D, B, H}, compute_options) : at::Tensor();
-    const at::Tensor h = at::empty({shape.D, 2, B, row_stride<Compute>(P)}, compute_options);
+    const at::Tensor h_n = gates_alone ? at::Tensor() : allocate({shape.D, B, P}, compute_options);
+    const at::Tensor c_n = shape.states == 2 ? allocate({shape.D, B, H}, compute_options) : at::Tensor();
+    const at::Tensor h = allocate({shape.D, 2, B, row_stride<Compute>(P)}, compute_options);
     const at::Tensor unprojected = shape.projected && !gates_alone
-                                       ? at::empty({shape.D, B, row_stride<Compute>(H)}, compute_options)
+                                       ? allocate({shape.D, B, row_stride<Compute>(H)}, compute_options)
                                        : at::Tensor();
     const at::Tensor x = to_compute(input);
     const at::Tensor h0 = states.empty() ? at::Tensor() : to_compute(states[0]);
@@ -127,7 +124,7 @@ struct ForwardLayer {
     const at::Tensor resets = dense(shape.resets.before);
     std::vector<at::Tensor> reset_states;
     for (const at::Tensor& state : shape.resets.states) reset_states.push_back(to_compute(state));
-    const at::Tensor no_bias = shape.bias ? at::Tensor() : at::zeros({shape.G * H}, compute_options);
+    const at::Tensor no_bias = shape.bias ? at::Tensor() : allocate_zeros({shape.G * H}, compute_options);
     for (int d = 0; d < shape.D; ++d) {
       ForwardArgs<Storage>& a = args[d];
       const DirectionWeights w = direction_weights(shape, weights, d);

@@ -1,8 +1,7 @@
-#include <ATen/ops/empty.h>
-
 #include <atomic>
 
 #include "layer.h"
+#include "memory.h"
 
 namespace lstm_fused {
 
@@ -48,7 +47,7 @@ std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& 
     const std::int64_t B = shape.B, H = shape.H;
     const bool last_unit_first = every_other_call();
     std::vector<at::Tensor> results;
-    for (int i = 0; i < shape.states; ++i) results.push_back(at::empty({shape.D, B, H}, input.options()));
+    for (int i = 0; i < shape.states; ++i) results.push_back(allocate({shape.D, B, H}, input.options()));
     const at::Tensor x = input.contiguous();
     const at::Tensor h0 = states.empty() ? at::Tensor() : states[0].contiguous();
     const at::Tensor c0 = states.size() < 2 ? at::Tensor() : states[1].contiguous();
@@ -73,11 +72,11 @@ std::vector<at::Tensor> step_forward(const LayerShape& shape, const at::Tensor& 
       args.last_unit_first = last_unit_first;
       args.cell_clip = static_cast<Compute>(shape.cell_clip);
       if (save == Save::gates) {
-        results.push_back(at::empty({B, shape.S * H}, input.options()));
+        results.push_back(allocate({B, shape.S * H}, input.options()));
         args.saved = mutable_data<Storage>(results.back());
       }
       if (save != Save::nothing && shape.states == 2) {
-        results.push_back(at::empty({B, H}, input.options().dtype(compute_type(input))));
+        results.push_back(allocate({B, H}, input.options().dtype(compute_type(input))));
         args.cells = mutable_data<Compute>(results.back());
       }
       run_step(shape, kernels, args);

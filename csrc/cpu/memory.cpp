@@ -2,12 +2,14 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/CPUAllocator.h>
 #include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
@@ -201,6 +203,13 @@ at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (!options.device().is_cpu() || !usual) return at::empty(sizes, options);
   const at::ScalarType dtype = c10::typeMetaToScalarType(options.dtype());
   return at::detail::empty_generic(sizes, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt);
+}
+
+at::Tensor allocate_zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!options.device().is_cpu()) return at::zeros(sizes, options);
+  at::Tensor tensor = allocate(sizes, options);
+  std::memset(tensor.mutable_data_ptr(), 0, tensor.nbytes());
+  return tensor;
 }
 
 std::int64_t keep_memory(std::int64_t limit) {

@@ -12,8 +12,11 @@
 
 namespace lstm_fused {
 
-// at::empty; on the CPU, but for small ones, in memory as described.
+// at::empty; on the CPU without the dispatcher, and but for small ones in memory as described.
 at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options);
+
+// The same, filled with zeros.
+at::Tensor allocate_zeros(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // At most so many bytes are kept while nothing uses them; what is beyond is given back now, and whenever it is freed.
 // Gives what the limit was.

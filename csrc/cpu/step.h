@@ -35,6 +35,8 @@ class Step {
   using Compute = compute_t<Storage>;
   using V = Vec<Compute>;
   static constexpr int G = Cell::gates, S = Cell::saved, L = lanes<V>;
+  // Rows of the weights that are read side by side, four vectors of each at a time.
+  static constexpr int rows_together = std::min(L, 4);
 
  public:
   Step(const StepArgs<Storage>& args) : a(args) {}
@@ -58,17 +60,29 @@ class Step {
   void multiply(const Storage* weights, int count, std::int64_t K, const Storage* source, V (&out)[max_step_batch]) {
     const Storage* row[L];
     for (int i = 0; i < L; ++i) row[i] = weights + std::min(i, count - 1) * K;
-    const std::int64_t whole = K - K % L;
+    const std::int64_t whole = K - K % L, fours = K - K % (4 * L);
     for (std::int64_t b = 0; b < a.batch; ++b) {
+      const Storage* const x = source + b * K;
       V sums[L] = {};
-      for (std::int64_t k = 0; k < whole; k += L) {
-        const V value = load<V>(source + b * K + k);
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) sums[i] += load<V>(row[i] + k) * value;
+      for (int first = 0; first < L; first += rows_together) {
+        for (std::int64_t k = 0; k < fours; k += 4 * L) {
+          V value[4];
+#pragma GCC unroll 4
+          for (int n = 0; n < 4; ++n) value[n] = load<V>(x + k + n * L);
+#pragma GCC unroll 4
+          for (int i = first; i < first + rows_together; ++i)
+#pragma GCC unroll 4
+            for (int n = 0; n < 4; ++n) sums[i] += load<V>(row[i] + k + n * L) * value[n];
+        }
+        for (std::int64_t k = fours; k < whole; k += L) {
+          const V value = load<V>(x + k);
+#pragma GCC unroll 4
+          for (int i = first; i < first + rows_together; ++i) sums[i] += load<V>(row[i] + k) * value;
+        }
       }
       if (whole < K) {
         const int rest = static_cast<int>(K - whole);
-        const V value = load<V>(source + b * K + whole, rest);
+        const V value = load<V>(x + whole, rest);
         for (int i = 0; i < L; ++i) sums[i] += load<V>(row[i] + whole, rest) * value;
       }
       out[b] = sum_lanes<V>(sums);
