@@ -110,18 +110,17 @@ def _one_layer(
 
 def _one_packed_layer(cell: str, input: PackedSequence, weights: Sequence[Tensor], options: LayerOptions) -> Any:
     """The same on packed input."""
-    data, batch_sizes, sorted_indices, unsorted_indices = input
+    data, batch_sizes, _, order = input
     try:
         found = _ops.direct_layer(cell, data, (), weights, batch_sizes, *options)
     except RuntimeError:
         return None
     if not found:
         return None
-    finals, order = found[1:], unsorted_indices
+    finals = found[1:]
     if order is not None:
         finals = _ops.direct_reorder(finals, order) or [state.index_select(1, order) for state in finals]
-    output = PackedSequence(found[0], batch_sizes, sorted_indices, order)
-    return output, finals[0] if cell == "gru" else tuple(finals)
+    return input._replace(data=found[0]), finals[0] if cell == "gru" else tuple(finals)
 
 
 def _plain_states(cell: str, hx: Any) -> tuple[Tensor, ...] | None:

@@ -81,8 +81,10 @@ def test_states_are_reordered() -> None:
     seed = torch.randn(2, B, H)
     (gradient,) = torch.autograd.grad(results[0], states[0], seed)
     assert torch.equal(gradient[:, order], seed)
-    with pytest.raises(RuntimeError):
-        _direct.reorder(states, order + 1)
+    for wrong in (order + 1, order - 1):
+        for some in (states[:1], states[1:]):
+            with pytest.raises((IndexError, RuntimeError)):
+                _direct.reorder(some, wrong)
     assert _direct.reorder(states, None) is _direct.reorder(states) is None
     with TorchFunctionMode():
         assert _direct.reorder(states, order) is None

@@ -4,6 +4,7 @@
 // those of any C++ call, so that autograd, transforms, dispatch modes and devices see no difference.
 //
 // A module of its own, for the operators' library does without Python.
+#include <ATen/EmptyTensor.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/index_select.h>
@@ -11,6 +12,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -121,13 +123,32 @@ PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// States [D, B, *] with their rows in another order [B]: one call for all of them.
+// A state [D, B, *] with its rows in another order [B]. A few rows are copied sooner than index_select is called.
+at::Tensor reordered(const at::Tensor& state, const at::Tensor& order) {
+  const auto in_memory = [](const at::Tensor& t) { return t.is_cpu() && t.has_storage() && t.is_contiguous(); };
+  const auto general = [&] { return at::index_select(state, 1, order); };
+  if (!in_memory(state) || !in_memory(order) || order.scalar_type() != at::kLong || state.requires_grad() ||
+      state._fw_grad(0).defined() || state.dim() != 3 || order.sizes() != at::IntArrayRef({state.size(1)}))
+    return general();
+  const at::Tensor result(at::detail::empty_cpu(state.sizes(), state.scalar_type()));
+  const std::int64_t B = state.size(1), bytes = state.size(2) * static_cast<std::int64_t>(state.element_size());
+  const auto* const from = static_cast<const char*>(state.const_data_ptr());
+  auto* to = static_cast<char*>(result.mutable_data_ptr());
+  const auto* const rows = order.const_data_ptr<std::int64_t>();
+  for (std::int64_t i = 0; i < state.size(0) * B; ++i, to += bytes) {
+    if (rows[i % B] < 0 || rows[i % B] >= B) return general();
+    std::memcpy(to, from + (i / B * B + rows[i % B]) * bytes, bytes);
+  }
+  return result;
+}
+
+// That of several states at once.
 PyObject* reorder(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   Tensors states;
   at::Tensor order;
   if (is_others_affair() || count != 2 || !read(given[0], states) || !read(given[1], order)) Py_RETURN_NONE;
-  for (at::Tensor& state : states) state = at::index_select(state, 1, order);
+  for (at::Tensor& state : states) state = reordered(state, order);
   return list_of(std::move(states));
   END_HANDLE_TH_ERRORS
 }
