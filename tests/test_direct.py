@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -142,6 +143,30 @@ def test_another_number_of_arguments_is_left_to_torch_ops(call: str) -> None:
     assert getattr(_direct, name)() is None
 
 
+class Functions(TorchFunctionMode):
+    """Sees the functions that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    """Sees the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "LSTMCell"])
 def test_modules_show_their_call_to_subclasses_and_modes(kind: str) -> None:
     module = getattr(lstm_fused, kind)(I, H)
@@ -150,22 +175,19 @@ def test_modules_show_their_call_to_subclasses_and_modes(kind: str) -> None:
     Subclass.seen.clear()
     module(x.as_subclass(Subclass))
     assert operator in Subclass.seen
-
-    class Functions(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(function)
-            return function(*args, **(kwargs or {}))
-
-    class Operators(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(function)
-            return function(*args, **(kwargs or {}))
-
     for mode in (Functions(), Operators()):
-        seen: list[Any] = []
         with mode, torch.no_grad():
             module(x)
-        assert operator in seen, mode
+        assert operator in mode.seen, mode
+
+
+def test_modes_see_states_being_reordered() -> None:
+    """A mode that traces takes for a constant what it does not see."""
+    module = lstm_fused.LSTM(I, H)
+    packed = pack_padded_sequence(X, LENGTHS, enforce_sorted=False)
+    with (mode := Operators()), torch.no_grad():
+        module(packed)
+    assert mode.seen == [OPERATORS["layer"], *[torch.ops.aten.index_select.default] * 2]
 
 
 def test_nothing_is_kept_of_a_call() -> None:

@@ -8,6 +8,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/index_select.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
@@ -88,9 +89,12 @@ struct Held<at::TensorList> {
 };
 
 PyObject* list_of(Tensors tensors) {
-  PyObject* const list = PyList_New(static_cast<Py_ssize_t>(tensors.size()));
-  for (std::size_t i = 0; list && i < tensors.size(); ++i)
-    PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), THPVariable_Wrap(std::move(tensors[i])));
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(tensors.size()));
+  for (std::size_t i = 0; list && i < tensors.size(); ++i) {
+    PyObject* const tensor = THPVariable_Wrap(std::move(tensors[i]));
+    PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), tensor);
+    if (!tensor) Py_CLEAR(list);
+  }
   return list;
 }
 
@@ -123,12 +127,15 @@ PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// A state [D, B, *] with its rows in another order [B]. A few rows are copied sooner than index_select is called.
+// A state [D, B, *] with its rows in another order [B]. A few rows are copied sooner than index_select is called; but
+// where somebody looks at what the dispatcher calls, or derives it, that has to be seen.
 at::Tensor reordered(const at::Tensor& state, const at::Tensor& order) {
   const auto in_memory = [](const at::Tensor& t) { return t.is_cpu() && t.has_storage() && t.is_contiguous(); };
   const auto general = [&] { return at::index_select(state, 1, order); };
-  if (!in_memory(state) || !in_memory(order) || order.scalar_type() != at::kLong || state.requires_grad() ||
-      state._fw_grad(0).defined() || state.dim() != 3 || order.sizes() != at::IntArrayRef({state.size(1)}))
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set() || state.requires_grad() || state._fw_grad(0).defined())
+    return general();
+  if (!in_memory(state) || !in_memory(order) || order.scalar_type() != at::kLong || state.dim() != 3 ||
+      order.sizes() != at::IntArrayRef({state.size(1)}))
     return general();
   const at::Tensor result(at::detail::empty_cpu(state.sizes(), state.scalar_type()));
   const std::int64_t B = state.size(1), bytes = state.size(2) * static_cast<std::int64_t>(state.element_size());
