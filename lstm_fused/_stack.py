@@ -95,7 +95,9 @@ def _one_layer(
         if restart is None or type(resets) is not Tensor or resets.dim() != 2 or lengths is not None:
             return None
         cuts = (resets.t() if batch_first else resets, *restart)
-    elif lengths is not None and (layer.recompute or type(lengths) is not Tensor or not lengths.is_cpu):
+    elif lengths is not None and (
+        layer.recompute or type(lengths) is not Tensor or not lengths.is_cpu or stays_on_device(lengths)
+    ):
         return None
     x = input.transpose(0, 1) if batch_first else input
     try:
