@@ -1,11 +1,15 @@
 """Where a layer's time goes on a card: each kernel's, by torch's profiler, beside what all of them take.
 
+Kernels may run side by side, so a step takes less than their sum: it is timed by events, as chosen and in one piece.
+
 Part of `make gpu-check`, which runs it in the environment that it has found.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import statistics
 from collections.abc import Callable, Iterator
 
 import torch
@@ -57,6 +61,26 @@ def kernels(step: Callable[[], object]) -> list[tuple[float, float, str]]:
     return sorted(((e.device_time_total / 1e3 / RUNS, e.count / RUNS, short(e.key)) for e in events), reverse=True)
 
 
+def elapsed(step: Callable[[], object], plan: str) -> float:
+    """Milliseconds of a step under a plan, as many after each other; "" is the plan that is chosen."""
+    os.environ["LSTM_FUSED_CUDA_PLAN"] = plan
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    step()
+    begin.record()
+    for _ in range(RUNS):
+        step()
+    end.record()
+    del os.environ["LSTM_FUSED_CUDA_PLAN"]
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / RUNS
+
+
+def chosen_and_whole(step: Callable[[], object]) -> list[float]:
+    """Milliseconds of a step as chosen, and by `grid` in one piece: medians, in turn."""
+    times = [(elapsed(step, ""), elapsed(step, "grid")) for _ in range(7)]
+    return [statistics.median(of_plan) for of_plan in zip(*times, strict=True)]
+
+
 def short(name: str) -> str:
     """A kernel's name without namespaces, arguments and the like."""
     return re.sub(r"\(.*|^void |\w+::(?!\()", "", name)[:60]
@@ -70,7 +94,9 @@ def main() -> None:
             for mode, step in modes(dtype, T, B, H):
                 found = kernels(step)
                 total = sum(ms for ms, _, _ in found)
-                print(f"LSTM {dtype} {T}x{B} {H}>{H}, {mode}: {total:.4g} ms", flush=True)
+                chosen, whole = chosen_and_whole(step)
+                print(f"LSTM {dtype} {T}x{B} {H}>{H}, {mode}: {chosen:.4g} ms, grid in one piece {whole:.4g}")
+                print(f"    {total:8.4f} ms  all kernels", flush=True)
                 for ms, count, name in found:
                     if ms >= LEAST * total:
                         print(f"    {ms:8.4f} ms  {count:3g} x  {name}", flush=True)

@@ -276,9 +276,10 @@ std::string plan_name(const std::string& cell, int64_t T, int64_t B, int64_t /*I
 // What the CUDA backend would do on a device, which need not be here.
 std::string cuda_plan_name(int64_t T, int64_t B, int64_t H, int64_t gates, int64_t storage_bytes, int64_t compute_bytes,
                            int64_t multiprocessors, int64_t shared_per_block, bool tensor_cores, bool tf32,
-                           bool backward, const std::string& forced, bool even) {
+                           bool backward, const std::string& forced, bool even, int64_t I) {
   const cuda::Shape shape = {
-      T, B, H, static_cast<int>(gates), static_cast<int>(storage_bytes), static_cast<int>(compute_bytes), tf32, even};
+      T,    B,    H, static_cast<int>(gates), static_cast<int>(storage_bytes), static_cast<int>(compute_bytes),
+      tf32, even, I};
   const cuda::Device device = {static_cast<int>(multiprocessors), static_cast<int>(shared_per_block), true,
                                tensor_cores};
   const cuda::Plan plan = cuda::choose_plan(shape, device, backward, forced);
@@ -323,7 +324,8 @@ TORCH_LIBRARY(lstm_fused, m) {
   m.def("set_plan(str name) -> ()", [](const std::string& name) { set_forced_plan(name); });
   m.def("plan(str cell, int T, int B, int I, int H, int P, int D, int threads) -> str", plan_name);
   m.def("cuda_plan(int T, int B, int H, int gates, int storage_bytes, int compute_bytes, int multiprocessors, "
-        "int shared_per_block, bool tensor_cores, bool tf32, bool backward, str forced, bool even=False) -> str",
+        "int shared_per_block, bool tensor_cores, bool tf32, bool backward, str forced, bool even=False, int "
+        "input_size=0) -> str",
         cuda_plan_name);
   m.def("why_no_cuda() -> str", why_no_cuda);
 }

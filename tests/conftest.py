@@ -72,6 +72,13 @@ def cuda_plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return str(request.param)
 
 
+@pytest.fixture(params=(*devices.PLANS, "pieces"))
+def cuda_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each plan, and the one that uses a stream of its own."""
+    monkeypatch.setenv("LSTM_FUSED_CUDA_PLAN", request.param)
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
     """Puts back the thread count, the determinism switch and the default dtype, which tests change; draws the same."""

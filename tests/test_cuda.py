@@ -53,6 +53,26 @@ def test_layer(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None
     tolerances.check(ours, theirs, exact, case.dtype)
 
 
+# Of even steps, in 16-bit numbers and tf32: two pieces, of a third of the steps and the rest.
+IN_PIECES = [
+    Case("lstm", T=7, B=9, I=6, H=64, dtype=torch.float16, bidirectional=True),
+    Case("gru", T=7, B=9, I=6, H=64, dtype=torch.bfloat16, bidirectional=True),
+    Case("lstm", T=2, B=3, I=5, H=32, proj=8, bias=False, layers=2),
+    Case("gru", T=5, B=3, I=5, H=32, recompute=True, layers=2),
+]
+
+
+@pytest.mark.parametrize("case", IN_PIECES, ids=lambda c: c.id)
+def test_a_layer_in_pieces(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and every gradient where the later steps' input is multiplied beside the first steps."""
+    monkeypatch.setenv("LSTM_FUSED_CUDA_PLAN", "pieces")
+    exact, theirs = references(case)
+    tf32 = case.dtype == torch.float32
+    with precision("tf32" if tf32 else "float32"):
+        ours = [cases.run_module(case, seed, lstm_fused, device=device) for seed in SEEDS]
+    tolerances.check(ours, theirs, exact, case.dtype, tf32=tf32)
+
+
 # Sizes that people train, each under the plan that is chosen for it, and some that no tile divides.
 LARGER = [
     Case(T=24, B=16, I=64, H=768, dtype=torch.bfloat16),
@@ -220,7 +240,7 @@ def test_the_same_bits_under_every_plan(case: Case, device: str, monkeypatch: py
 
 
 @CELLS
-def test_a_nan_of_all_ones_is_a_nan(cell: str, device: str, cuda_plan: str) -> None:
+def test_a_nan_of_all_ones_is_a_nan(cell: str, device: str, cuda_way: str) -> None:
     """In states, input and gradients it may come from outside; it is also what blocks take for not written yet."""
     a = raw.arguments(Case(cell, T=3, B=9, I=16, H=64, dtype=torch.float16), device=device)
     nan = torch.full((), -1, dtype=torch.int16, device=device).view(torch.float16)
@@ -265,7 +285,7 @@ def test_rows_do_not_depend_on_their_batch(cell: str, device: str) -> None:
 @CELLS
 def test_unknown_plans_are_named(cell: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSTM_FUSED_CUDA_PLAN", "fast")
-    with pytest.raises(RuntimeError, match="LSTM_FUSED_CUDA_PLAN: expected block, grid or step, got fast"):
+    with pytest.raises(RuntimeError, match="LSTM_FUSED_CUDA_PLAN: expected block, grid, pieces or step, got fast"):
         raw.arguments(Case(cell), device=device).call()
 
 
@@ -283,6 +303,14 @@ def test_a_failed_launch_names_plan_and_shape(
     said = str(caught.value)
     assert f"lstm_fused: {direction} of {cell} (plan {cuda_plan}, " in said, said
     assert "T=4 B=3 H=7" in said, said
+
+
+@pytest.mark.skipif(not emulated.running(), reason="a launch that fails takes a card's context with it")
+def test_a_failed_launch_names_the_pieces(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSTM_FUSED_CUDA_PLAN", "pieces")
+    monkeypatch.setenv("PTX_LIMIT", "100")
+    with pytest.raises(RuntimeError, match="even steps, the first 2 before the others' input; T=4 B=3 H=64"):
+        raw.arguments(Case(T=4, B=3, I=5, H=64, dtype=torch.float16), device=device).call()
 
 
 def test_tensors_on_another_device_are_named(card: str) -> None:

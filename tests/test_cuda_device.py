@@ -72,7 +72,7 @@ def on_side_stream(call: Callable[[], Any], times: int = 3) -> None:
 
 
 @each_case
-def test_work_goes_to_the_current_stream(case: Case, card: str, cuda_plan: str) -> None:
+def test_work_goes_to_the_current_stream(case: Case, card: str, cuda_way: str) -> None:
     """On a stream whose input is late by a long kernel, the layer is late as well, and reads the input in time."""
     module, x = module_and_input(case, card)
     wanted = [t.clone() for t in training_step(module, x)]
@@ -97,7 +97,7 @@ def test_work_goes_to_the_current_stream(case: Case, card: str, cuda_plan: str) 
 
 
 @each_case
-def test_two_streams_at_once(case: Case, card: str, cuda_plan: str) -> None:
+def test_two_streams_at_once(case: Case, card: str, cuda_way: str) -> None:
     """Layers on two streams share nothing that one could take from the other."""
     pairs = [module_and_input(case, card) for _ in range(2)]
     wanted = [module(x)[0].detach().clone() for module, x in pairs]
@@ -117,7 +117,7 @@ def test_two_streams_at_once(case: Case, card: str, cuda_plan: str) -> None:
 
 
 @each_case
-def test_graph_of_inference(case: Case, card: str, cuda_plan: str) -> None:
+def test_graph_of_inference(case: Case, card: str, cuda_way: str) -> None:
     """Captured once, replayed on other inputs."""
     module, x = module_and_input(case, card)
     inputs = [x.clone(), torch.randn_like(x)]
@@ -135,7 +135,7 @@ def test_graph_of_inference(case: Case, card: str, cuda_plan: str) -> None:
 
 
 @each_case
-def test_graph_of_a_training_step(case: Case, card: str, cuda_plan: str) -> None:
+def test_graph_of_a_training_step(case: Case, card: str, cuda_way: str) -> None:
     """Forward, backward and the optimizer's step in one graph: five replays are five steps."""
     ours, x = module_and_input(case, card)
     eager = cases.build(case, lstm_fused, case.dtype).to(card)
@@ -169,7 +169,7 @@ def test_graph_of_a_training_step(case: Case, card: str, cuda_plan: str) -> None
 
 
 @each_case
-def test_nothing_waits_for_the_device(case: Case, card: str, cuda_plan: str) -> None:
+def test_nothing_waits_for_the_device(case: Case, card: str, cuda_way: str) -> None:
     """Neither forward nor backward of a padded batch makes the host wait."""
     module, x = module_and_input(case, card)
     training_step(module, x)
@@ -208,7 +208,7 @@ def test_saved_tensors(case: Case, device: str) -> None:
 
 
 @each_case
-def test_memory_does_not_grow(case: Case, card: str, cuda_plan: str) -> None:
+def test_memory_does_not_grow(case: Case, card: str, cuda_way: str) -> None:
     """After some steps the allocator holds what it held after the first; inference leaves its results alone."""
     module, x = module_and_input(case, card)
 
@@ -271,7 +271,7 @@ def long_reference(case: Case) -> cases.Results:
 
 
 @CELLS
-def test_seventy_thousand_rows(cell: str, card: str, cuda_plan: str) -> None:
+def test_seventy_thousand_rows(cell: str, card: str, cuda_way: str) -> None:
     """And B past 65,535: rows far apart give what they give in a small batch."""
     module, x = module_and_input(Case(cell, T=3, B=70_000, I=4, H=5, dtype=torch.float64), card)
     output = module(x)[0]
@@ -283,7 +283,7 @@ def test_seventy_thousand_rows(cell: str, card: str, cuda_plan: str) -> None:
 
 
 @each_case
-def test_a_second_device(case: Case, card: str, cuda_plan: str) -> None:
+def test_a_second_device(case: Case, card: str, cuda_way: str) -> None:
     """A layer runs where its tensors are, not on the device that is current."""
     if torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device")

@@ -64,8 +64,13 @@ def bits_unforced(environment: dict[str, str]) -> str:
     return children.check(str(HERE / "emulated_bits.py"), timeout=600, environment=environment)
 
 
-@pytest.mark.parametrize(("device", "seed"), [("H100", 0), ("H100", 1), ("small", 2)])
-@pytest.mark.parametrize("plan", ["block", "grid", "step"])
+@pytest.mark.parametrize(
+    ("plan", "device", "seed"),
+    [
+        *((plan, *order) for plan in ("block", "grid", "step") for order in (("H100", 0), ("H100", 1), ("small", 2))),
+        ("pieces", "H100", 3),
+    ],
+)
 def test_the_same_bits_under_every_plan_and_schedule(
     environment: dict[str, str], bits_unforced: str, plan: str, device: str, seed: int
 ) -> None:
@@ -84,4 +89,4 @@ def test_errors_name_the_plan(environment: dict[str, str]) -> None:
     status, said = children.run(
         str(HERE / "emulated_bits.py"), environment={**environment, "LSTM_FUSED_CUDA_PLAN": "fast"}
     )
-    assert status != 0 and "LSTM_FUSED_CUDA_PLAN: expected block, grid or step, got fast" in said, said
+    assert status != 0 and "LSTM_FUSED_CUDA_PLAN: expected block, grid, pieces or step, got fast" in said, said

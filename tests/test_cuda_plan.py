@@ -43,6 +43,7 @@ class Plan:
     tensor: bool
     even: bool
     wide: bool
+    first_steps: int  # before the others' input; 0: all have theirs
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Shape:
     storage: int = 4
     tf32: bool = False
     even: bool = True
+    I: int = 0
 
     @property
     def compute(self) -> int:
@@ -63,10 +65,11 @@ class Shape:
 def plan(device: Device, shape: Shape, backward: bool = False, forced: str = "") -> Plan:
     about_shape = (shape.T, shape.B, shape.H, shape.gates, shape.storage, shape.compute)
     about_device = (device.multiprocessors, device.shared, device.tensor_cores)
-    said = torch.ops.lstm_fused.cuda_plan(*about_shape, *about_device, shape.tf32, backward, forced, shape.even)
+    how = (shape.tf32, backward, forced, shape.even, shape.I)
+    said = torch.ops.lstm_fused.cuda_plan(*about_shape, *about_device, *how)
     found = re.fullmatch(
         r"(\w+), (\d+) units and (\d+) rows? a block, (\d+) bytes shared(, weights among them|, weights in registers)?"
-        r"(, tensor cores)?(, even steps)?( of few units)?"
+        r"(, tensor cores)?(, even steps)?( of few units)?(?:, the first (\d+) before the others' input)?"
         r", about \d+ cycles a step",
         said,
     )
@@ -81,12 +84,13 @@ def plan(device: Device, shape: Shape, backward: bool = False, forced: str = "")
         bool(found[6]),
         bool(found[7]),
         bool(found[8]),
+        int(found[9] or 0),
     )
 
 
 @each_device
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("forced", ["", "block", "grid", "step"])
+@pytest.mark.parametrize("forced", ["", "block", "grid", "pieces", "step"])
 @pytest.mark.parametrize(("storage", "tf32"), [(2, False), (4, False), (4, True), (8, True)])
 def test_every_plan_fits_its_device(device: Device, storage: int, tf32: bool, forced: str, backward: bool) -> None:
     for H, B, T, gates in itertools.product(
@@ -94,7 +98,7 @@ def test_every_plan_fits_its_device(device: Device, storage: int, tf32: bool, fo
     ):
         shape = Shape(T, B, H, gates, storage, tf32)
         p = plan(device, shape, backward, forced)
-        assert forced in ("", p.kind)
+        assert forced in ("", p.kind) or (forced, p.kind) == ("pieces", "grid")
         assert 0 <= p.shared <= device.shared, (shape, p)
         assert p.units >= 1
         assert p.tensor == (device.tensor_cores and (storage == 2 or (storage == 4 and tf32)))
@@ -160,11 +164,37 @@ def test_even_steps(backward: bool) -> None:
     assert not plan(DEVICES[0], FLASH, backward).even
 
 
+def test_the_input_comes_beside_the_steps_where_multiprocessors_are_free() -> None:
+    """As many steps come first as the others' product takes on those, which are 36 of 132 here."""
+    inputs = replace(FLASH, I=768)
+    first = plan(H100, inputs).first_steps
+    product = 16 * 4 * 768 * 768 / 1000  # cycles of a step on one multiprocessor
+    cycles_of_a_step = first * (132 - 96) / (1024 - first)  # times what a step takes, if both end together
+    assert product / cycles_of_a_step == pytest.approx(2400, rel=0.1)
+    assert plan(H100, replace(inputs, I=1536)).first_steps > first > plan(H100, replace(inputs, I=512)).first_steps > 0
+    for forced, expected in (("grid", 0), ("pieces", 342), ("step", 0)):
+        assert plan(H100, inputs, forced=forced).first_steps == expected
+
+
+def test_the_input_comes_at_once_where_little_would_be_saved() -> None:
+    for shape in (
+        FLASH,  # nothing of it is the layer's
+        replace(FLASH, I=16),
+        replace(FLASH, I=768, T=64),
+        replace(FLASH, I=768, even=False),
+        replace(FLASH, I=1024, H=1024),  # four multiprocessors are free
+        replace(FLASH, I=4096, H=1024, B=128),
+        Shape(256, 16, 256, storage=2, I=256),
+    ):
+        assert plan(H100, shape).first_steps == 0, shape
+    assert plan(H100, replace(FLASH, I=768), backward=True).first_steps == 0
+
+
 def test_weights_that_fit_nowhere_are_read_anew_by_blocks_that_stay() -> None:
     chosen = plan(DEVICES[0], Shape(100, 16, 1024))  # 26 units would take 416 KiB
     assert chosen.kind == "grid" and not chosen.resident
 
 
 def test_unknown_plans_are_named() -> None:
-    with pytest.raises(ValueError, match="expected block, grid or step, got fast"):
+    with pytest.raises(ValueError, match="expected block, grid, pieces or step, got fast"):
         plan(H100, Shape(10, 3, 64), forced="fast")

@@ -25,7 +25,7 @@ struct ForwardArgs {
   const bool* resets = nullptr;        // [T, B], see Sequence::begins_anew; null: nowhere
   const Storage* reset_h = nullptr;    // [H], the state of rows that begin anew; null: zero
   const Storage* reset_c = nullptr;    // [H]; null: zero
-  Storage* saved = nullptr;            // [N, S*H]; null: not kept
+  Storage* saved = nullptr;            // [N, S*H], as input_ld is then; null: not kept
   Compute* cells = nullptr;            // [N, H]; null: not kept
   Storage* output = nullptr;           // [N, output_ld]: h_t, which the next step reads again
   std::int64_t output_ld = 0;

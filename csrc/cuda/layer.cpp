@@ -3,15 +3,11 @@
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
 
-#include <algorithm>
-#include <cstdlib>
-#include <limits>
-#include <stdexcept>
-
 #include "../cells/all_cells.h"
 #include "../cpu/layer.h"
 #include "../row_sums.h"
 #include "kernels.h"
+#include "layer_plan.h"
 #include "steps.h"
 #include "stream.h"
 
@@ -21,38 +17,16 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
-std::string forced_plan() {
-  const char* const name = std::getenv("LSTM_FUSED_CUDA_PLAN");
-  return name ? name : "";
-}
-
-template <class Storage>
-Plan plan_for(const LayerShape& shape, bool backward) {
-  TORCH_CHECK(std::max(shape.N, shape.S * shape.H) <= std::numeric_limits<int>::max(),
-              "lstm_fused: expected fewer than 2^31 data rows, and gates of all units, on a GPU");
-  const bool even = !shape.batch_sizes && !shape.device_batch_sizes.defined() && !shape.resets.before.defined();
-  const Shape all = {shape.T,        shape.B, shape.H, shape.G, sizeof(Storage), sizeof(compute_t<Storage>),
-                     tf32_allowed(), even};
-  try {
-    return choose_plan(all, current_device(), backward, forced_plan());
-  } catch (const std::invalid_argument& error) {
-    TORCH_CHECK(false, "LSTM_FUSED_CUDA_PLAN: ", error.what());
-  }
-}
-
-void check_launch(const std::string& error, const char* direction, const LayerShape& s, const Plan& plan) {
-  TORCH_CHECK(error.empty(), "lstm_fused: ", direction, " of ", s.cell, " (plan ", plan.describe(), "; T=", s.T,
-              " B=", s.B, " H=", s.H, "): ", error);
-}
-
-// Whether blocks need no order to meet: where they await each other's results as words that say whether they are there.
-bool by_hint(const LayerShape& shape, const Plan& plan) {
-  return plan.tensor && plan.kind == Kind::grid && plan.aligned && !plan.even && !shape.device_batch_sizes.defined();
-}
-
 // Columns of `output` [.., D*P] that are a direction's, as a matrix [N, P].
 at::Tensor of_direction(const LayerShape& shape, const at::Tensor& output, int d) {
   return output.view({shape.N, shape.D * shape.P}).narrow(1, d * shape.P, shape.P);
+}
+
+// Data rows of the steps [begin, end) in the direction of time.
+at::Tensor of_steps(const LayerShape& shape, int d, const at::Tensor& rows, std::int64_t begin, std::int64_t end) {
+  if (begin == 0 && end == shape.T) return rows;
+  const std::int64_t time = d == 1 || shape.reverse ? shape.T - end : begin;
+  return rows.narrow(0, time * shape.B, (end - begin) * shape.B);
 }
 
 // A state that rows begin anew in, [*]; undefined for zero.
@@ -122,8 +96,14 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     // saved: the leading dimension is part of what cuBLAS chooses an algorithm by, and another sum has other bits.
     const at::Tensor buffer = at::empty({N, S}, storage);
     at::Tensor input_gates = buffer.narrow(1, 0, gates);
-    if (shape.bias) at::addmm_out(input_gates, w.b_ih, x, w.w_ih.t());
-    else at::mm_out(input_gates, x, w.w_ih.t());
+    const auto input_product = [&](std::int64_t begin, std::int64_t end) {
+      const at::Tensor rows = of_steps(shape, d, x, begin, end);
+      at::Tensor gates_of_rows = of_steps(shape, d, input_gates, begin, end);
+      if (shape.bias) at::addmm_out(gates_of_rows, w.b_ih, rows, w.w_ih.t());
+      else at::mm_out(gates_of_rows, rows, w.w_ih.t());
+    };
+    const std::int64_t first = plan.first_steps ? plan.first_steps : shape.T;
+    input_product(0, first);
     const Recurrence r = recurrence(shape, d, w, input_gates, table, h0, output, h_n, hint);
     const at::Tensor bias = shape.bias ? w.b_hh.contiguous() : at::Tensor();
     const at::Tensor reset_h = reset_state(shape, 0, d), reset_c = reset_state(shape, 1, d);
@@ -151,9 +131,14 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     const at::Tensor words = exchange(plan, shape.T + 1, B, H, storage);
     a.exchange = mutable_data<Storage>(words);
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
-    if (N > 0) {
-      const std::string error = launch_forward<Storage>(shape.cell, plan, a, shape.batch_sizes, current_stream(input));
+    const auto launch = [&](const ForwardArgs<Storage>& args) {
+      const std::string error = launch_forward<Storage>(shape.cell, plan, args, shape.batch_sizes, current_stream(x));
       check_launch(error, "forward", shape, plan);
+    };
+    if (N > 0 && first == shape.T) launch(a);
+    if (N > 0 && first < shape.T) {
+      side_by_side(x, [&] { launch(of_steps(a, 0, first)); }, [&] { input_product(first, shape.T); });
+      launch(of_steps(a, first, shape.T));
     }
     if (shape.projected) project(shape, d, w, r, output, h_n);
     if (save == Save::gates) saved.push_back(buffer);

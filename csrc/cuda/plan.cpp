@@ -130,6 +130,32 @@ std::optional<Plan> best_even(const Shape& shape, const Device& device, const Pr
   return best;
 }
 
+// Multiply-adds a cycle of a multiprocessor in a large product: three quarters of what was measured on an H100, or of
+// the peak of an A100 and of other cards, told apart by their shared memory; of float32 numbers, without tf32, an
+// A100's.
+double product_rate(const Shape& shape, const Device& device) {
+  if (shape.storage_bytes != 2) return 50;
+  return device.shared_per_block >= 200 << 10 ? 1000 : device.shared_per_block >= 150 << 10 ? 750 : 190;
+}
+
+// Steps to run before the rest of the input's product is there, which is made beside them by the multiprocessors that
+// they leave free; 0 where that would save little.
+std::int64_t first_steps(const Plan& plan, const Shape& shape, const Device& device, const std::string& forced) {
+  if (!plan.even || forced == "grid" || shape.T < 2) return 0;
+  if (forced == "pieces") return (shape.T + 2) / 3;
+  const auto number = [](std::int64_t n) { return static_cast<double>(n); };
+  const std::int64_t blocks = divide_up(shape.B, plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
+  // Cycles of a step, of its product on one multiprocessor, and of all steps; and what a second start costs, twice
+  // over: a launch, U into registers, the first step's way to them.
+  const double step = step_cycles(plan, shape, device, /*backward=*/false);
+  const double product = number(shape.B * shape.gates * shape.H) * number(shape.I) / product_rate(shape, device);
+  const double all = number(shape.T) * step, start = 40000;
+  const double meanwhile = number(device.multiprocessors - blocks) * step;
+  const auto first = static_cast<std::int64_t>(std::ceil(number(shape.T) * product / (product + meanwhile)));
+  const double saved = number(shape.T - first) * product / device.multiprocessors;
+  return saved > std::max(start, all / 25) ? first : 0;
+}
+
 }  // namespace
 
 std::string Plan::describe() const {
@@ -139,7 +165,8 @@ std::string Plan::describe() const {
          (held       ? ", weights in registers"
           : resident ? ", weights among them"
                      : "") +
-         (tensor ? ", tensor cores" : "") + (even ? ", even steps" : "") + (wide ? " of few units" : "");
+         (tensor ? ", tensor cores" : "") + (even ? ", even steps" : "") + (wide ? " of few units" : "") +
+         (first_steps ? ", the first " + std::to_string(first_steps) + " before the others' input" : "");
 }
 
 // docs/cuda.md says where the figures come from.
@@ -176,16 +203,18 @@ double step_cycles(const Plan& plan, const Shape& shape, const Device& device, b
 }
 
 Plan choose_plan(const Shape& shape, const Device& device, bool backward, const std::string& forced) {
-  if (!forced.empty() && forced != "block" && forced != "grid" && forced != "step")
-    throw std::invalid_argument("expected block, grid or step, got " + forced);
+  const bool block_forced = forced == "block", step_forced = forced == "step";
+  const bool grid_forced = forced == "grid" || forced == "pieces";
+  if (!forced.empty() && !block_forced && !grid_forced && !step_forced)
+    throw std::invalid_argument("expected block, grid, pieces or step, got " + forced);
   const Product product = product_of(shape, device, backward);
   std::vector<Plan> plans;
-  if (forced != "grid" && forced != "step" && (shape.T > 1 || !forced.empty())) {
+  if (!grid_forced && !step_forced && (shape.T > 1 || !forced.empty())) {
     const auto block = [&](bool kept) { return with_layout(Kind::block, 0, shape.H, kept, shape, device, product); };
     if (const Plan kept = block(true); kept.shared_bytes <= device.shared_per_block) plans.push_back(kept);
     else if (!forced.empty()) plans.push_back(block(false));
   }
-  if (forced != "block" && forced != "step" && device.cooperative && (shape.T > 1 || !forced.empty())) {
+  if (!block_forced && !step_forced && device.cooperative && (shape.T > 1 || !forced.empty())) {
     std::optional<Plan> grid = best_grid(shape, device, product, backward, true);
     if (!grid) grid = best_grid(shape, device, product, backward, false);
     if (grid) plans.push_back(*grid);
@@ -195,14 +224,16 @@ Plan choose_plan(const Shape& shape, const Device& device, bool backward, const 
     if (wide.wide)
       if (const std::optional<Plan> even = best_even(shape, device, wide, backward)) plans.push_back(*even);
   }
-  if (forced.empty() || forced == "step") {
+  if (forced.empty() || step_forced) {
     const std::int64_t units = product.tensor ? product.granule() : warps * product.granule();
     plans.push_back(with_layout(Kind::step, 0, units, false, shape, device, product));
   }
   if (plans.empty()) throw std::invalid_argument("plan grid: this device cannot have so many blocks together");
   const auto cycles = [&](const Plan& plan) { return step_cycles(plan, shape, device, backward); };
-  return *std::min_element(plans.begin(), plans.end(),
-                           [&](const Plan& a, const Plan& b) { return cycles(a) < cycles(b); });
+  Plan best = *std::min_element(plans.begin(), plans.end(),
+                                [&](const Plan& a, const Plan& b) { return cycles(a) < cycles(b); });
+  if (!backward) best.first_steps = first_steps(best, shape, device, forced);
+  return best;
 }
 
 }  // namespace lstm_fused::cuda

@@ -20,6 +20,7 @@ struct Shape {
   int storage_bytes = 0, compute_bytes = 0;
   bool tf32 = false;  // products of float32 numbers may be of rounded ones
   bool even = false;  // every step has the same rows, and none begins anew
+  std::int64_t I = 0;  // columns of the input, as far as its product is the layer's
 };
 
 // `block`: a block has some rows and all units, keeps their h to itself, and meets nobody. `grid`: a block has some
@@ -65,6 +66,7 @@ struct Plan {
   bool split = false;  // with tensor cores: each warp has one chain of all tiles, not all of some
   bool even = false;  // of a shape that is, in grid, held and split: blocks meet in an exchange (chain_product.cuh)
   bool wide = false;  // an even plan of few units, see chain_tiles
+  std::int64_t first_steps = 0;  // of an even plan in pieces: steps whose input's product comes first; else 0
   // Bytes: from a row of the source to the next, where the block keeps it, and what lies where in shared memory, staged
   // rows first.
   std::int64_t source_stride = 0, source_at = 0, weights_at = 0, partials_at = 0, shared_bytes = 0;
@@ -72,8 +74,8 @@ struct Plan {
   std::string describe() const;
 };
 
-// `backward`: the product is with U transposed, over the gates of all units. `forced`: "block", "grid", "step" or "".
-// Throws std::invalid_argument where a forced plan cannot run.
+// `backward`: the product is with U transposed, over the gates of all units. `forced`: "block", "grid" (of even steps
+// in one piece), "pieces" (in two), "step" or "". Throws std::invalid_argument where a forced plan cannot run.
 Plan choose_plan(const Shape& shape, const Device& device, bool backward, const std::string& forced);
 
 // Estimated cycles of a step of the plan: what it is chosen by.
