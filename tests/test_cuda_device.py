@@ -29,11 +29,12 @@ import lstm_fused
 pytestmark = pytest.mark.cuda
 CELLS = pytest.mark.parametrize("cell", cases.CELLS)
 
-# One case for each plan that a card may choose, and both directions.
+# One case for each plan that a card may choose, and both directions; even steps come in pieces, too.
 SHAPES = [
     Case(T=20, B=8, I=16, H=32, bidirectional=True),
     Case(T=20, B=16, I=16, H=256, dtype=torch.bfloat16),
     Case(T=20, B=4, I=16, H=512),
+    Case(T=20, B=9, I=16, H=64, bidirectional=True, dtype=torch.float16),
 ]
 each_case = pytest.mark.parametrize(
     "case", [replace(c, cell=k) for k in cases.CELLS for c in SHAPES], ids=lambda c: c.id

@@ -143,6 +143,7 @@ double product_rate(const Shape& shape, const Device& device) {
 std::int64_t first_steps(const Plan& plan, const Shape& shape, const Device& device, const std::string& forced) {
   if (!plan.even || forced == "grid" || shape.T < 2) return 0;
   if (forced == "pieces") return (shape.T + 2) / 3;
+  if (shape.I == 0) return 0;
   const auto number = [](std::int64_t n) { return static_cast<double>(n); };
   const std::int64_t blocks = divide_up(shape.B, plan.rows_per_block) * divide_up(shape.H, plan.units_per_block);
   // Cycles of a step, of its product on one multiprocessor, and of all steps; and what a second start costs, twice

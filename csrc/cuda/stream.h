@@ -10,8 +10,8 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <exception>
-#include <map>
 #include <mutex>
+#include <unordered_map>
 #endif
 
 namespace lstm_fused::cuda {
@@ -34,14 +34,15 @@ inline bool capturing() {
 }
 
 #ifndef LSTM_FUSED_CUDA_EMULATED
-// A device's stream for what goes on beside the current one: one for all layers, as cuBLAS keeps memory for each stream
-// that it was called on.
-inline c10::Stream other_stream(c10::DeviceIndex device) {
+// The stream for what goes on beside a stream: always the same, as cuBLAS keeps memory for each that it was called on,
+// and no other stream's, which would wait for this one's work.
+inline c10::Stream other_stream(const c10::Stream& current) {
   static std::mutex mutex;
-  static std::map<c10::DeviceIndex, c10::Stream> streams;
+  static std::unordered_map<c10::Stream, c10::Stream> streams;
   const std::lock_guard lock(mutex);
-  auto found = streams.find(device);
-  if (found == streams.end()) found = streams.emplace(device, c10::cuda::getStreamFromPool(false, device)).first;
+  auto found = streams.find(current);
+  if (found == streams.end())
+    found = streams.emplace(current, c10::cuda::getStreamFromPool(false, current.device_index())).first;
   return found->second;
 }
 #endif
@@ -54,21 +55,27 @@ void side_by_side([[maybe_unused]] const at::Tensor& on, const First& first, con
   first();  // the order in which it would miss what `beside` does, if it needed it
   beside();
 #else
-  const c10::DeviceIndex device = on.device().index();
-  const c10::Stream current = c10::cuda::getCurrentCUDAStream(device), other = other_stream(device);
+  const c10::Stream current = c10::cuda::getCurrentCUDAStream(on.device().index()), other = other_stream(current);
   c10::Event begun(c10::DeviceType::CUDA), done(c10::DeviceType::CUDA);
   begun.record(current);
   first();
   begun.block(other);
   std::exception_ptr failed;
-  try {
+  const auto attempt = [&failed](const auto& work) {
+    try {
+      work();
+    } catch (...) {
+      if (!failed) failed = std::current_exception();
+    }
+  };
+  attempt([&] {
     const c10::StreamGuard guard(other);
     beside();
-  } catch (...) {
-    failed = std::current_exception();
-  }
-  done.record(other);
-  done.block(current);
+  });
+  attempt([&] {
+    done.record(other);
+    done.block(current);
+  });
   if (failed) std::rethrow_exception(failed);
 #endif
 }
