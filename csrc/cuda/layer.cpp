@@ -72,6 +72,35 @@ void project(const LayerShape& shape, int d, const DirectionWeights& w, const Re
   h_n[d].copy_(r.h_n.mm(w.w_hr.t()));
 }
 
+// c_0 [D, B, H], which the kernels make c_n of; undefined for cells without.
+at::Tensor initial_cells(const LayerShape& shape, at::TensorList states, const at::TensorOptions& compute) {
+  if (shape.states < 2) return {};
+  if (states.empty()) return at::zeros({shape.D, shape.B, shape.H}, compute);
+  return states[1].to(compute.dtype(), /*non_blocking=*/false, /*copy=*/true).contiguous();
+}
+
+// W x + b_ih of the steps [begin, end).
+void multiply_input(const LayerShape& shape, int d, const DirectionWeights& w, const at::Tensor& x,
+                    const at::Tensor& input_gates, std::int64_t begin, std::int64_t end) {
+  const at::Tensor rows = of_steps(shape, d, x, begin, end);
+  at::Tensor gates = of_steps(shape, d, input_gates, begin, end);
+  if (shape.bias) at::addmm_out(gates, w.b_ih, rows, w.w_ih.t());
+  else at::mm_out(gates, rows, w.w_ih.t());
+}
+
+// All steps; where the plan has first ones, the others' input is multiplied beside them.
+template <class Storage, class MultiplyRest>
+void run_steps(const LayerShape& shape, const Plan& plan, const ForwardArgs<Storage>& a, const at::Tensor& x,
+               const MultiplyRest& multiply_rest) {
+  const auto launch = [&](const ForwardArgs<Storage>& args) {
+    const std::string error = launch_forward<Storage>(shape.cell, plan, args, shape.batch_sizes, current_stream(x));
+    check_launch(error, "forward", shape, plan);
+  };
+  if (!plan.first_steps) return launch(a);
+  side_by_side(x, [&] { launch(of_steps(a, 0, plan.first_steps)); }, multiply_rest);
+  launch(of_steps(a, plan.first_steps, shape.T));
+}
+
 template <class Storage>
 Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList states, at::TensorList weights,
                 Save save) {
@@ -84,10 +113,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
   const at::Tensor output = of_data_rows(shape, shape.output_sizes(), storage, hint),
                    h_n = at::empty({shape.D, B, shape.P}, storage);
   const at::Tensor h0 = states.empty() ? at::Tensor() : whole(states[0]), resets = dense(shape.resets.before);
-  at::Tensor c;
-  if (shape.states == 2)
-    c = states.empty() ? at::zeros({shape.D, B, H}, compute)
-                       : states[1].to(compute.dtype(), /*non_blocking=*/false, /*copy=*/true).contiguous();
+  const at::Tensor c = initial_cells(shape, states, compute);
   const at::Tensor arrived = counters(shape, plan, storage);
   Tensors saved;
   for (int d = 0; d < shape.D; ++d) {
@@ -96,14 +122,8 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     // saved: the leading dimension is part of what cuBLAS chooses an algorithm by, and another sum has other bits.
     const at::Tensor buffer = at::empty({N, S}, storage);
     at::Tensor input_gates = buffer.narrow(1, 0, gates);
-    const auto input_product = [&](std::int64_t begin, std::int64_t end) {
-      const at::Tensor rows = of_steps(shape, d, x, begin, end);
-      at::Tensor gates_of_rows = of_steps(shape, d, input_gates, begin, end);
-      if (shape.bias) at::addmm_out(gates_of_rows, w.b_ih, rows, w.w_ih.t());
-      else at::mm_out(gates_of_rows, rows, w.w_ih.t());
-    };
     const std::int64_t first = plan.first_steps ? plan.first_steps : shape.T;
-    input_product(0, first);
+    multiply_input(shape, d, w, x, input_gates, 0, first);
     const Recurrence r = recurrence(shape, d, w, input_gates, table, h0, output, h_n, hint);
     const at::Tensor bias = shape.bias ? w.b_hh.contiguous() : at::Tensor();
     const at::Tensor reset_h = reset_state(shape, 0, d), reset_c = reset_state(shape, 1, d);
@@ -131,15 +151,7 @@ Tensors forward(const LayerShape& shape, const at::Tensor& input, at::TensorList
     const at::Tensor words = exchange(plan, shape.T + 1, B, H, storage);
     a.exchange = mutable_data<Storage>(words);
     a.cell_clip = static_cast<Compute>(shape.cell_clip);
-    const auto launch = [&](const ForwardArgs<Storage>& args) {
-      const std::string error = launch_forward<Storage>(shape.cell, plan, args, shape.batch_sizes, current_stream(x));
-      check_launch(error, "forward", shape, plan);
-    };
-    if (N > 0 && first == shape.T) launch(a);
-    if (N > 0 && first < shape.T) {
-      side_by_side(x, [&] { launch(of_steps(a, 0, first)); }, [&] { input_product(first, shape.T); });
-      launch(of_steps(a, first, shape.T));
-    }
+    if (N > 0) run_steps(shape, plan, a, x, [&] { multiply_input(shape, d, w, x, input_gates, first, shape.T); });
     if (shape.projected) project(shape, d, w, r, output, h_n);
     if (save == Save::gates) saved.push_back(buffer);
     if (cells.defined()) saved.push_back(cells);
