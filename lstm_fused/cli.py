@@ -135,7 +135,7 @@ def select_cases(
 
 @app.command()
 def bench(
-    grid: Annotated[Grid | None, typer.Option(help="Named set of shapes; quick, or cuda there.")] = None,
+    grid: Annotated[Grid | None, typer.Option(help="Named set of shapes; default: quick, or cuda on CUDA.")] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="T; any size given replaces the grid.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="B.")] = None,
     input_size: Annotated[int | None, typer.Option(min=1, help="I.")] = None,

@@ -30,6 +30,7 @@ def freeze(module: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``module`` is not a ``torch.nn.Module``.
+        NotImplementedError: a layer is not on the CPU: only the kernels there read packed weights.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"freeze: expected module to be a torch.nn.Module, got {type(module).__name__}")
@@ -66,6 +67,8 @@ class FrozenLayer(nn.Module):
         self.clips = {"cell_clip": layer.cell_clip} if self.mode == "lstm" else {}
         self.description = layer.extra_repr()
         weights = [w.detach().clone() for w in layer._weights()]
+        if weights[0].device.type != "cpu":
+            raise NotImplementedError(f"freeze: expected layers on the CPU, got one on {weights[0].device}")
         for name, weight in zip(layer._flat_weights_names, weights, strict=True):
             self.register_buffer(name, weight)
         self.weights = weights

@@ -75,11 +75,13 @@ def lstm(
             [-grad_clip, grad_clip], before it goes on to x_t, h_{t-1} and the weights (Graves 2013, section 2.1).
             Higher derivatives are those of this backward; forward mode is an error then. None is no limit.
         recompute: keep only h_t and c_t for backward, which then computes the gates again, some steps at a time: less
-            memory, more time, the same gradients up to rounding.
+            memory, more time, the same gradients up to rounding. With ``return_cells`` or ``return_gates`` the gates
+            are made and kept all the same.
         return_cells, return_gates: return what is described below, too.
         packed: for ``freeze``: the same weights rearranged. No gradients then.
 
-    The parts between resets run side by side, as rows of one batch.
+    The kernels set a state back between two steps. With ``lengths``, ``recompute`` or ``packed`` as well, the parts
+    between resets are cut out and run side by side, as rows of one batch.
 
     Returns:
         output [T, B, D*P], laid out as ``input``, and (h_n [L*D, B, P], c_n [L*D, B, H]). With ``return_cells``, then a

@@ -163,3 +163,8 @@ def test_raw_packed_weights_are_checked(kind: str) -> None:
     for wrong in ([], right[:1], [right[0][1:], right[1]], [right[0].double(), right[1]], [right[0], right[1][::2]]):
         with pytest.raises(RuntimeError, match="packed: expected"):
             call(wrong)
+
+
+def test_layers_elsewhere_are_refused() -> None:
+    with pytest.raises(NotImplementedError, match="freeze: expected layers on the CPU, got one on meta"):
+        lstm_fused.freeze(lstm_fused.LSTM(I, H, device="meta"))

@@ -89,7 +89,7 @@ class DualStep {
   // x, or zero where a clip holds c.
   LSTM_FUSED_INLINE static V unclipped(const V& c, Compute clip, const V& x) {
     const V low = broadcast<V>(-clip), high = broadcast<V>(clip);
-    return (c <= low) | (c >= high) ? V{} : x;
+    return ((c <= low) | (c >= high)) ? V{} : x;
   }
 };
 
