@@ -12,6 +12,7 @@
 // `put_rows` bring a padded batch there and back. `packed_layer` is layer on weights that `pack` has rearranged; it has
 // no derivative.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -142,6 +143,18 @@ Tensors packed_layer_cpu(const std::string& cell, const at::Tensor& input, at::T
   return layer_forward(shape, input, states, weights, Save::nothing, packed);
 }
 
+Tensors packed_layer_autograd(const std::string& cell, const at::Tensor& input, at::TensorList states,
+                              at::TensorList weights, at::TensorList packed, const std::string& isa,
+                              const OptionalTensor& batch_sizes, bool bidirectional, std::optional<double> cell_clip) {
+  TORCH_CHECK(!is_differentiated(input, states, weights),
+              "frozen layer: it has no derivatives, in neither direction; differentiate the layer");
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("lstm_fused::packed_layer", "")
+                             .typed<decltype(packed_layer_cpu)>();
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return op.call(cell, input, states, weights, packed, isa, batch_sizes, bidirectional, cell_clip);
+}
+
 void check_like(const char* name, std::size_t index, const at::Tensor& tensor, at::IntArrayRef sizes,
                 at::ScalarType dtype) {
   TORCH_CHECK(tensor.sizes() == sizes && tensor.scalar_type() == dtype, name, "[", index, "]: expected ", dtype,
@@ -227,7 +240,8 @@ Tensors step_as_layer(const std::string& cell, const at::Tensor& input, at::Tens
   Tensors results = layer.call(cell, input.unsqueeze(0), with_leading_axis(states), weights, std::nullopt, false,
                                std::nullopt, std::nullopt, false, std::nullopt, std::nullopt, std::nullopt);
   results.erase(results.begin());
-  for (at::Tensor& state : results) state = state.squeeze(0);
+  for (at::Tensor& state : results)  // no view, so that it may be detached in place
+    state = at::_unsafe_view_symint(state, {state.sym_size(1), state.sym_size(2)});
   return results;
 }
 
@@ -377,6 +391,7 @@ TORCH_LIBRARY_IMPL(lstm_fused, Autograd, m) {
   m.impl("forward", forward_autograd);
   m.impl("backward", backward_autograd);
   m.impl("step", step_autograd);
+  m.impl("packed_layer", packed_layer_autograd);
   m.impl("take_rows", take_rows_autograd);
   m.impl("put_rows", put_rows_autograd);
 }

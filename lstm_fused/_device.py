@@ -1,4 +1,4 @@
-"""``_ops.segments`` out of operations on the device, whose results nobody waits for."""
+"""What depends on a tensor's device: autocast, and ``_ops.segments`` made of operations there, with nobody waiting."""
 
 from __future__ import annotations
 
@@ -40,3 +40,8 @@ def segments(
     segment_of = torch.empty_like(order).scatter_(0, order, row)
     endings = torch.where(lengths > 0, layer * B + segment_of, (K + layer) * B + row)
     return runs.sum(1, dtype=torch.int32), data_rows, layer * B + order, endings
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether ``torch.autocast`` is on where ``tensor`` is."""
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)

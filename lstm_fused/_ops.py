@@ -109,6 +109,7 @@ def _fake_forward(
                 )
     D = 2 if bidirectional else 1
     H, P = weights[1].shape[0] // GATES[cell], weights[1].shape[1]
+    _check_fake_sizes(input, states, weights[0].shape[1], (D, P), (D, H))
     N: int | torch.SymInt = math.prod(input.shape[:-1])
     if input.dim() == 3:
         B: int | torch.SymInt = input.shape[1]
@@ -127,6 +128,15 @@ def _fake_forward(
             if cell == "lstm":
                 results.append(input.new_empty(N, H, dtype=compute))
     return results
+
+
+def _check_fake_sizes(input: Tensor, states: Sequence[Tensor], I: int, *of_states: tuple[int, int]) -> None:
+    if input.shape[-1] != I or (isinstance(input.shape[0], int) and input.shape[0] == 0):
+        raise RuntimeError(f"input: expected at least one step of {I} features, got {list(input.shape)}")
+    for k, (state, (D, size)) in enumerate(zip(states, of_states, strict=False)):
+        B = input.shape[1] if input.dim() == 3 else state.shape[1]
+        if state.dim() != 3 or state.shape[0] != D or state.shape[1] != B or state.shape[2] != size:
+            raise RuntimeError(f"states[{k}]: expected {[D, B, size]}, got {list(state.shape)}")
 
 
 def _fake_layer(

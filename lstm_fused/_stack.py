@@ -295,7 +295,7 @@ def _layers(
     options: Options,
     resets: _ops.Resets | None = None,  # with the states of all layers, [L*D, *]
 ) -> Rows:
-    if _is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+    if _is_any_autocast_enabled() and _device.autocasts(x):
         return cast(
             Rows, _autocast(_layers, cell, x, states, weights, batch_sizes, options._replace(packed=None), resets)
         )
@@ -365,7 +365,7 @@ def _any_step(cell: str, input: Tensor, states: Sequence[Tensor], weights: Seque
         return [s.squeeze(0) for s in finals]
     if isinstance(input, Tensor) and input.dim() == 2:
         try:  # as in _sequence
-            if _is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
+            if _is_any_autocast_enabled() and _device.autocasts(input):
                 return cast("Sequence[Tensor]", _autocast(_ops.step, cell, input, states, weights))
             return _ops.step(cell, input, states, weights)
         except RuntimeError:

@@ -110,6 +110,17 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
     return rule
 
 
+def _packed_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
+    """As ``layer``: the joined batch is another call, for whose weights ``packed`` stands, but for another plan."""
+
+    def without(given: Any) -> list[Any]:
+        (cell, input, states, weights, _, _), rest = given[:6], given[6:]
+        return [cell, input, states, weights, *rest]
+
+    rule = _forward_rule(torch.ops.lstm_fused.layer.default)
+    return rule(info, without(in_dims), *without(arguments))
+
+
 def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
     op = torch.ops.lstm_fused.backward.default
     defaults = (*[None] * 12, 0, *[None] * 3)
@@ -184,5 +195,6 @@ def register(library: torch.library.Library) -> None:
     """Registers the rules in ``library``, a fragment of the operators' own."""
     torch.library.register_vmap("lstm_fused::layer", _forward_rule(torch.ops.lstm_fused.layer.default), lib=library)
     torch.library.register_vmap("lstm_fused::forward", _forward_rule(torch.ops.lstm_fused.forward.default), lib=library)
+    torch.library.register_vmap("lstm_fused::packed_layer", _packed_rule, lib=library)
     torch.library.register_vmap("lstm_fused::backward", _backward_rule, lib=library)
     library.impl("backward", _older_vmap(_backward_rule), "Batched")  # type: ignore[no-untyped-call]

@@ -62,14 +62,21 @@ def _change_classes(caller: str, model: Model, classes: Mapping[type[nn.Module],
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: expected model to be a torch.nn.Module, got {type(model).__name__}")
     for module in list(model.modules()):
-        cls = type(module)
-        if cls in classes:
-            _become(module, classes[cls])
-        elif is_parametrized(module) and cls.__bases__[0] in classes:
-            # parametrize has put a class of its own, with the weights as properties, between module and layer
+        cls, own = type(module), own_class(module)
+        if own not in classes:
+            continue
+        if cls is own:
+            _become(module, classes[own])
+        else:
             namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__", "__doc__")}
-            _become(module, type(cls.__name__, (classes[cls.__bases__[0]],), namespace))
+            _become(module, type(cls.__name__, (classes[own],), namespace))
     return model
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class, without the one that parametrize derives from it, with the weights as properties."""
+    cls = type(module)
+    return cls.__bases__[0] if is_parametrized(module) else cls
 
 
 def _become(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from . import _ops, _stack, functional, runtime
+from .convert import own_class
 from .modules import GRU, LSTM
 
 __all__ = ["FrozenLayer", "freeze"]
+
+_ARGUMENTS = (
+    "input_size",
+    "hidden_size",
+    "num_layers",
+    "bias",
+    "batch_first",
+    "dropout",
+    "bidirectional",
+    "proj_size",
+)
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -23,7 +35,8 @@ def freeze(module: nn.Module) -> nn.Module:
     for a few steps of one row it is most of the time. A frozen layer has done it already. Results are the same bits.
 
     Args:
-        module: a model in any mode, or a layer itself; it is left as it is. ``torch.nn``'s layers: ``convert`` first.
+        module: a model in any mode, or a layer itself; it is left as it is. ``torch.nn``'s layers: ``convert`` first. A
+            subclass of ``LSTM`` or ``GRU`` is copied as it is: its own ``forward`` is not known here.
 
     Returns:
         A deep copy in eval mode, without gradients, whose layers are ``FrozenLayer``; their hooks are not kept.
@@ -34,15 +47,15 @@ def freeze(module: nn.Module) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"freeze: expected module to be a torch.nn.Module, got {type(module).__name__}")
-    if isinstance(module, (LSTM, GRU)):
-        return FrozenLayer(module)
+    if own_class(module) in (LSTM, GRU):
+        return FrozenLayer(cast("LSTM | GRU", module))
     copied = copy.deepcopy(module).eval().requires_grad_(False)
     frozen: dict[nn.Module, FrozenLayer] = {}  # one for a layer that stands in several places
     for parent in list(copied.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, (LSTM, GRU)):
+        for name, child in list(parent._modules.items()):
+            if child is not None and own_class(child) in (LSTM, GRU):
                 if child not in frozen:
-                    frozen[child] = FrozenLayer(child)
+                    frozen[child] = FrozenLayer(cast("LSTM | GRU", child))
                 setattr(parent, name, frozen[child])
     return copied
 
@@ -50,23 +63,29 @@ def freeze(module: nn.Module) -> nn.Module:
 class FrozenLayer(nn.Module):
     """What ``freeze`` makes of an ``LSTM`` or ``GRU``: the same calls and results, inference only, immutable.
 
-    Its ``state_dict`` is the layer's, so an ``LSTM`` can load it. The copy follows neither the layer it was made from
-    nor any change to its own buffers: change the layer, then freeze that again.
+    Its ``state_dict`` is the layer's, so an ``LSTM`` can load it, and its attributes are the arguments of the layer's
+    constructor. The copy follows neither the layer it was made from nor any change to its own buffers: change the
+    layer, then freeze that again.
 
     Raises:
-        RuntimeError: on training mode, on a tensor that requires a gradient while gradients are enabled, on loading
-            a state_dict, on a change of dtype or device, and where another instruction set has been made the
-            active one since.
+        RuntimeError: on training mode, on a tensor that requires a gradient while gradients are enabled or that has a
+            tangent of forward mode, on loading a state_dict, on a change of dtype or device, and where another
+            instruction set has been made the active one since.
         AttributeError: when one of its attributes is set.
     """
 
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+
     def __init__(self, layer: LSTM | GRU) -> None:
         super().__init__()
-        self.mode, self.layers = layer.mode.lower(), layer.num_layers
-        self.bidirectional, self.batch_first = layer.bidirectional, layer.batch_first
+        self.mode = layer.mode.lower()
+        for name in _ARGUMENTS:
+            setattr(self, name, getattr(layer, name))
         self.clips = {"cell_clip": layer.cell_clip} if self.mode == "lstm" else {}
         self.description = layer.extra_repr()
-        weights = [w.detach().clone() for w in layer._weights()]
+        weights = [w.detach().clone() for w in layer._current_weights()]
         if weights[0].device.type != "cpu":
             raise NotImplementedError(f"freeze: expected layers on the CPU, got one on {weights[0].device}")
         for name, weight in zip(layer._flat_weights_names, weights, strict=True):
@@ -76,8 +95,8 @@ class FrozenLayer(nn.Module):
 
     def _finish(self) -> None:
         """Packs the weights for the instruction set that is active here and now."""
-        per_layer = len(self.weights) // self.layers
-        by_layer = [self.weights[k * per_layer : (k + 1) * per_layer] for k in range(self.layers)]
+        per_layer = len(self.weights) // self.num_layers
+        by_layer = [self.weights[k * per_layer : (k + 1) * per_layer] for k in range(self.num_layers)]
         packed = [_ops.pack(self.mode, weights, self.bidirectional) for weights in by_layer]
         self.packed = _stack.Packed(runtime.isa(), packed)
         super().train(False)
@@ -96,7 +115,7 @@ class FrozenLayer(nn.Module):
             input,
             hx,
             self.weights,
-            num_layers=self.layers,
+            num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             packed=self.packed,
             **self.clips,
@@ -109,6 +128,9 @@ class FrozenLayer(nn.Module):
             raise ValueError("step: expected one direction, got a bidirectional layer")
         output, hx = self._run(input.unsqueeze(0), hx)
         return output.squeeze(0), hx
+
+    def flatten_parameters(self) -> None:
+        """Does nothing, as the layer's."""
 
     def train(self, mode: bool = True) -> FrozenLayer:
         """Raises RuntimeError for training mode."""

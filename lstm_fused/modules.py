@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module, RNNBase
 from torch.nn.modules.rnn import RNNCellBase
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from . import _stack
 
@@ -58,6 +61,15 @@ class _Recurrent(RNNBase):
         except KeyError:  # a parametrisation, weight_norm, pruning: what the name stands for is computed
             return [getattr(self, name) for name in self._flat_weights_names]
 
+    def _current_weights(self) -> list[Tensor]:
+        """Those of a call that would come now: hooks that run before ``forward`` make some of them."""
+        for hook in self._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                setattr(self, hook.name, hook.compute_weight(self, do_power_iteration=False))
+            elif isinstance(hook, (WeightNorm, BasePruningMethod)):
+                hook(self, ())
+        return self._weights()
+
     def step(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """One time step of a stream, or of a policy in its environment: what forward gives for a sequence of one.
 
@@ -75,7 +87,7 @@ class _Recurrent(RNNBase):
             raise ValueError(
                 "step: expected one direction, got a bidirectional layer: its reverse one begins at the end"
             )
-        output, hx = _stack.run(self.mode.lower(), input.unsqueeze(0), hx, self._weights(), self._options())
+        output, hx = _stack.run(self.mode.lower(), input.unsqueeze(0), hx, self._current_weights(), self._options())
         return output.squeeze(0), hx
 
     @property

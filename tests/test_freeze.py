@@ -11,6 +11,7 @@ import pytest
 import torch
 from pairs import LAYERS, packed, pair, states, tensors
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import lstm_fused
 from lstm_fused import runtime
@@ -111,7 +112,7 @@ def test_copies_pack_again_where_they_are_loaded(kind: str) -> None:
     ):
         assert same_bits(other(x), frozen(x))
         with pytest.raises(AttributeError):
-            other.layers = 2
+            other.num_layers = 2
     isas = runtime.available_isas()
     if len(isas) > 1:
         other_isa = next(isa for isa in isas if isa != runtime.isa())
@@ -168,3 +169,55 @@ def test_raw_packed_weights_are_checked(kind: str) -> None:
 def test_layers_elsewhere_are_refused() -> None:
     with pytest.raises(NotImplementedError, match="freeze: expected layers on the CPU, got one on meta"):
         lstm_fused.freeze(lstm_fused.LSTM(I, H, device="meta"))
+
+
+class Doubled(lstm_fused.GRU):
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        output, hx = super().forward(*args, **keywords)
+        return 2 * output, hx
+
+
+def test_what_has_a_forward_of_its_own_is_left_alone() -> None:
+    x = torch.randn(T, B, I)
+    for module in (Doubled(I, H), nn.Sequential(Doubled(I, H))):
+        frozen = lstm_fused.freeze(module)
+        assert frozen is not module and same_bits(frozen(x), module(x))
+
+
+@each_layer
+def test_parametrised_and_in_two_places(kind: str) -> None:
+    ours, _ = pair(kind, H, H)
+    nn.utils.parametrizations.weight_norm(ours, "weight_hh_l0")
+    frozen = lstm_fused.freeze(nn.ModuleList([ours, ours]))
+    assert isinstance(frozen, nn.ModuleList) and frozen[0] is frozen[1]
+    x = torch.randn(T, B, H, dtype=torch.float64)
+    assert isinstance(frozen[0], lstm_fused.freeze(ours).__class__) and same_bits(frozen[0](x), ours(x))
+
+
+@each_option
+def test_it_has_the_layers_attributes(kind: str, options: dict[str, Any]) -> None:
+    ours, _ = pair(kind, I, H, **options)
+    frozen: Any = lstm_fused.freeze(ours)
+    for name in ours.__constants__:
+        if name not in ("mode", "nonlinearity"):
+            assert getattr(frozen, name) == getattr(ours, name), name
+    frozen.flatten_parameters()
+
+
+@each_layer
+def test_no_tangents(kind: str) -> None:
+    frozen, x = lstm_fused.freeze(lstm_fused.convert(getattr(nn, kind)(I, H))), torch.randn(T, B, I)
+    with pytest.raises(RuntimeError, match="no derivatives"):
+        torch.func.jvp(lambda x: frozen(x)[0], (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no derivatives"):
+        frozen(forward_ad.make_dual(x, x))
+
+
+@each_layer
+def test_vmap(kind: str) -> None:
+    frozen, x = lstm_fused.freeze(pair(kind, I, H)[0]), torch.randn(2, T, B, I, dtype=torch.float64)
+    hx = states(kind, 1, B, H=H)
+    found = torch.vmap(lambda x: frozen(x, hx))(x)
+    for v in range(2):
+        for a, b in zip(tensors(found), tensors(frozen(x[v], hx)), strict=True):
+            torch.testing.assert_close(a[v], b)

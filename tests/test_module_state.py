@@ -202,6 +202,27 @@ def test_parametrised_weights(kind: str, wrap: Callable[[nn.Module, str], nn.Mod
     assert_same(ours, theirs, x)
 
 
+def old_spectral_norm(module: nn.Module, name: str) -> nn.Module:
+    return nn.utils.spectral_norm(module, name)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning", "ignore:.*spectral_norm:FutureWarning")
+@pytest.mark.parametrize("wrap", [old_weight_norm, old_spectral_norm, pruned], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_weights_made_by_hooks_are_those_of_now(kind: str, wrap: Callable[[nn.Module, str], nn.Module]) -> None:
+    ours = wrap(pair(kind, I, H)[0], "weight_hh_l0").eval()
+    x, hx = torch.randn(T, B, I, dtype=F64), states(kind, 1, B, H=H)
+    ours(x, hx)  # the weight of before
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.mul_(0.5)
+    step, frozen = ours.step(x[0], hx)[0], lstm_fused.freeze(ours)
+    with torch.no_grad():
+        wanted = ours(x, hx)[0]
+        assert torch.equal(frozen(x, hx)[0], wanted)
+    torch.testing.assert_close(step, wanted[0])
+
+
 def set_data(module: nn.Module, name: str, value: Tensor) -> None:
     getattr(module, name).data.copy_(value)  # does not bump the version counter
 

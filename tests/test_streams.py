@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import F64, LAYERS, assert_close, pair, states, tensors
+from pairs import CELLS, F64, LAYERS, assert_close, pair, states, tensors
 from torch import Tensor
 
 import lstm_fused
@@ -18,6 +18,23 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("LSTM", {"num_layers": 2, "proj_size": 3}),
 ]
 each_option = pytest.mark.parametrize(("kind", "options"), OPTIONS)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_states_of_a_cell_are_detached_in_place(kind: str) -> None:
+    ours, theirs = pair(kind, I, H)
+    x = torch.randn(T, B, I, dtype=F64)
+    grads = []
+    for cell in (ours, theirs):
+        state: Any = None
+        for t in range(T):
+            state = cell(x[t], state)
+            if t == T // 2:
+                for h in tensors(state):
+                    h.detach_()
+        grads.append(torch.autograd.grad(tensors(state)[0].sum(), list(cell.parameters())))
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b)
 
 
 @each_option

@@ -61,6 +61,33 @@ def test_mixed_devices_are_refused_without_kernels(kind: str) -> None:
         ours(example(kind).to("meta"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_sizes_are_refused_without_kernels(kind: str) -> None:
+    ours = pair(kind, I, H)[0].to("meta")
+    x = example(kind).to("meta")
+    hx = tuple(torch.empty(B, H, dtype=F64, device="meta") for _ in range(2 if "LSTM" in kind else 1))
+    hx = hx if kind in CELLS else tuple(h.unsqueeze(0) for h in hx)
+    given = hx if "LSTM" in kind else hx[0]
+    assert tensors(ours(x, given))[0].shape[-1] == H
+    with pytest.raises(RuntimeError, match="input"):
+        ours(x[..., 1:])
+    for k in range(len(hx)):
+        wrong = [h[..., 1:] if i == k else h for i, h in enumerate(hx)]
+        with pytest.raises(RuntimeError, match=r"hx|hidden"):
+            ours(x, tuple(wrong) if "LSTM" in kind else wrong[0])
+    if kind in LAYERS:
+        with pytest.raises(RuntimeError, match="sequence length"):
+            ours(x[:0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_beside_meta_tensors(kind: str) -> None:
+    ours = pair(kind, I, H)[0].to("meta")
+    x = example(kind).to("meta")
+    with torch.autocast("cpu"):
+        assert tensors(ours(x))[0].shape[-1] == H
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize(("kind", "options"), PLAIN_AND_STACKED)
 def test_compile_sees_one_graph(kind: str, options: dict[str, Any], grad: bool) -> None:
