@@ -134,9 +134,9 @@ def _check_fake_sizes(input: Tensor, states: Sequence[Tensor], I: int, *of_state
     if input.shape[-1] != I or (isinstance(input.shape[0], int) and input.shape[0] == 0):
         raise RuntimeError(f"input: expected at least one step of {I} features, got {list(input.shape)}")
     for k, (state, (D, size)) in enumerate(zip(states, of_states, strict=False)):
-        B = input.shape[1] if input.dim() == 3 else state.shape[1]
-        if state.dim() != 3 or state.shape[0] != D or state.shape[1] != B or state.shape[2] != size:
-            raise RuntimeError(f"states[{k}]: expected {[D, B, size]}, got {list(state.shape)}")
+        wrong = state.dim() != 3 or state.shape[0] != D or state.shape[2] != size
+        if wrong or (input.dim() == 3 and state.shape[1] != input.shape[1]):  # B of packed data is a value
+            raise RuntimeError(f"states[{k}]: expected [{D}, B, {size}], B as input's, got {list(state.shape)}")
 
 
 def _fake_layer(

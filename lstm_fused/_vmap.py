@@ -110,15 +110,23 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
     return rule
 
 
-def _packed_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
-    """As ``layer``: the joined batch is another call, for whose weights ``packed`` stands, but for another plan."""
+def _packed_rule(
+    info: Any,
+    in_dims: Any,
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    packed: Sequence[Tensor],
+    isa: str,
+    *options: Any,
+) -> Results:
+    def op(*arguments: Any) -> list[Tensor]:
+        cell, input, states, weights, *options = arguments[:7]
+        packed_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.packed_layer.default
+        return packed_layer(cell, input, states, weights, packed, isa, *options)
 
-    def without(given: Any) -> list[Any]:
-        (cell, input, states, weights, _, _), rest = given[:6], given[6:]
-        return [cell, input, states, weights, *rest]
-
-    rule = _forward_rule(torch.ops.lstm_fused.layer.default)
-    return rule(info, without(in_dims), *without(arguments))
+    return _forward_rule(op)(info, (*in_dims[:4], *in_dims[6:]), cell, input, states, weights, *options)
 
 
 def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
