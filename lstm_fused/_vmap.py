@@ -110,23 +110,14 @@ def _forward_rule(op: Callable[..., list[Tensor]]) -> Callable[..., Results]:
     return rule
 
 
-def _packed_rule(
-    info: Any,
-    in_dims: Any,
-    cell: str,
-    input: Tensor,
-    states: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    packed: Sequence[Tensor],
-    isa: str,
-    *options: Any,
-) -> Results:
-    def op(*arguments: Any) -> list[Tensor]:
-        cell, input, states, weights, *options = arguments[:7]
-        packed_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.packed_layer.default
-        return packed_layer(cell, input, states, weights, packed, isa, *options)
+def _packed_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
+    """As ``layer``'s, with what stands between the weights and the options: the packed weights and their set."""
+    packed_layer: Callable[..., list[Tensor]] = torch.ops.lstm_fused.packed_layer.default
 
-    return _forward_rule(op)(info, (*in_dims[:4], *in_dims[6:]), cell, input, states, weights, *options)
+    def op(*joined: Any) -> list[Tensor]:
+        return packed_layer(*joined[:4], *arguments[4:6], *joined[4:7])
+
+    return _forward_rule(op)(info, (*in_dims[:4], *in_dims[6:]), *arguments[:4], *arguments[6:])
 
 
 def _backward_rule(info: Any, in_dims: Any, *arguments: Any) -> Results:
